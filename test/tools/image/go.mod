@@ -1,0 +1,12 @@
+// The registry library is a build-time need only, so the image writer has a module of its own.
+module github.com/leasehold-csi/leasehold/test/tools/image
+
+go 1.26.0
+
+require github.com/google/go-containerregistry v0.22.1
+
+require (
+	github.com/klauspost/compress v1.19.2 // indirect
+	github.com/opencontainers/go-digest v1.0.0 // indirect
+	github.com/opencontainers/image-spec v1.1.1 // indirect
+)
