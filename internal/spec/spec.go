@@ -1,0 +1,98 @@
+// Package spec says what one Mount call wants: which Vault, which login, which reads, which files.
+//
+// It is parsed from text that tenants write (a SecretProviderClass and a pod's volumeAttributes, merged by the driver), so
+// everything here is strict, bounded and reported fault by fault. It knows neither Kubernetes' nor Vault's API.
+package spec
+
+import "github.com/leasehold-csi/leasehold/internal/secret"
+
+// Request is one Mount call, parsed.
+type Request struct {
+	Pod    Pod
+	Volume VolumeKey
+	// Class is the SecretProviderClass's name; its namespace is the pod's.
+	Class string
+	Spec  Spec
+	// JWT is the pod's service account token for Spec.Auth.Audience; the zero value when kubelet sent none, which
+	// matters only when a login is needed.
+	JWT secret.Value
+}
+
+// Pod is the pod that mounts, as kubelet names it in the Mount call.
+type Pod struct {
+	Namespace, Name, UID, ServiceAccount string
+}
+
+// VolumeKey identifies one volume of one pod on this node. Names of pods are used again, UIDs are not.
+type VolumeKey struct {
+	PodUID string
+	// Volume is the volume's name in the pod spec. It arrives only as a folder of target_path.
+	Volume string
+}
+
+// Spec is the wish itself. Two calls with the same Digest wish the same.
+type Spec struct {
+	Server Server
+	// Namespace is the X-Vault-Namespace of every call; empty for none.
+	Namespace string
+	Auth      Auth
+	Objects   []Object
+	// Digest covers every parameter that a user wrote and the defaults that filled the gaps; it is no secret.
+	Digest string
+}
+
+// Server is a Vault and how to trust it. It is comparable: equal servers share one connection pool.
+type Server struct {
+	// Address is scheme://host[:port] without a trailing slash.
+	Address string
+	// CACert and CADirectory are paths in the provider's own file system; empty for the system's roots.
+	CACert, CADirectory string
+	// ServerName overrides the name that the certificate is checked against; empty for the address's host.
+	ServerName string
+	// ClientCert and ClientKey are the provider's own mTLS pair; both or none.
+	ClientCert, ClientKey string
+	SkipVerify            bool
+}
+
+// Auth is a login by service account token.
+type Auth struct {
+	// Mount is the auth mount without auth/ and slashes, for example kubernetes.
+	Mount string
+	Role  string
+	// Audience picks the token among those that kubelet sent; empty means the one for "vault".
+	Audience string
+}
+
+// Read is one request to Vault. It is comparable: objects with equal reads share one answer, and so one lease.
+type Read struct {
+	// Method is GET, PUT or POST.
+	Method string
+	// Path is normalised: no leading slash, no v1/.
+	Path string
+	// Query is the encoded query, for example version=2; empty for none.
+	Query string
+	// Args is the request body as canonical JSON; empty for none.
+	Args string
+}
+
+// Object is one file of the volume.
+type Object struct {
+	// Name is the file's path in the volume.
+	Name string
+	Read Read
+	// Key is the key in the answer's data; empty for the whole answer.
+	Key string
+	// Mode is the file's permission bits, at most 0777.
+	Mode     int32
+	Encoding Encoding
+}
+
+// Encoding says how Vault's text becomes the file's bytes.
+type Encoding string
+
+// The encodings of a value.
+const (
+	UTF8   Encoding = "utf-8"
+	Base64 Encoding = "base64"
+	Hex    Encoding = "hex"
+)
