@@ -1,0 +1,147 @@
+package store
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+// contentSize counts the bytes of all answers.
+type contentSize struct{ n atomic.Int64 }
+
+func (c *contentSize) add(n int) { c.n.Add(int64(n)) }
+
+// Bytes is the size of all answers together.
+func (s *Store) Bytes() int64 { return s.content.n.Load() }
+
+// Room returns ErrFull when n more bytes of answers would not fit.
+func (s *Store) Room(n int64) error {
+	if s.Bytes()+n > s.maxBytes {
+		return ErrFull
+	}
+	return nil
+}
+
+// PutAnswer records an answer together with the change of the grant that came with it (its lease, above all), in one
+// transaction. It takes the place of an earlier answer to the same read. When the answer does not fit, the change is recorded
+// all the same, so that no lease is forgotten, and the error is ErrFull.
+func (s *Store) PutAnswer(id string, a grant.Answer, change func(*grant.Grant) error) (g grant.Grant, err error) {
+	value, err := encodeAnswer(a)
+	if err != nil {
+		return g, err
+	}
+	key := answerKey(id, a.Read)
+	grown, full := 0, false
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		if g, err = getGrant(tx, id); err != nil {
+			return err
+		}
+		if err := change(&g); err != nil {
+			return err
+		}
+		if err := putGrant(tx, g); err != nil {
+			return err
+		}
+		content := tx.Bucket(contentBucket)
+		grown = len(value) - len(content.Get(key))
+		if full = grown > 0 && s.Room(int64(grown)) != nil; full {
+			return nil
+		}
+		if err := content.Put(key, value); err != nil {
+			return fmt.Errorf("keeping the answer: %w", err)
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return g, err
+	case full:
+		return g, ErrFull
+	}
+	s.content.add(grown)
+	return g, nil
+}
+
+// Answers returns the answers of a grant by their read.
+func (s *Store) Answers(id string) (answers map[spec.Read]grant.Answer, err error) {
+	answers = make(map[spec.Read]grant.Answer)
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		prefix := answerPrefix(id)
+		c := tx.Bucket(contentBucket).Cursor()
+		for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+			a, err := decodeAnswer(v)
+			if err != nil {
+				return err
+			}
+			answers[a.Read] = a
+		}
+		return nil
+	})
+	return answers, err
+}
+
+func deleteAnswers(tx *bbolt.Tx, id string) (freed int, err error) {
+	prefix := answerPrefix(id)
+	c := tx.Bucket(contentBucket).Cursor()
+	for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Seek(prefix) {
+		freed += len(v)
+		if err := c.Delete(); err != nil {
+			return 0, fmt.Errorf("deleting answers: %w", err)
+		}
+	}
+	return freed, nil
+}
+
+func answerPrefix(id string) []byte { return []byte(id + "/") }
+
+func answerKey(id string, r spec.Read) []byte {
+	h := sha256.New()
+	for _, part := range []string{r.Method, r.Path, r.Query, r.Args} {
+		_ = binary.Write(h, binary.BigEndian, uint64(len(part)))
+		_, _ = h.Write([]byte(part))
+	}
+	return h.Sum(answerPrefix(id))
+}
+
+// answerHeader is everything of an answer but its body, which follows as it is: no base64, no second parse.
+type answerHeader struct {
+	Read      spec.Read     `json:"read"`
+	Leased    bool          `json:"leased,omitempty"`
+	RefreshAt grant.Instant `json:"refreshAt,omitempty"`
+}
+
+func encodeAnswer(a grant.Answer) ([]byte, error) {
+	header, err := json.Marshal(answerHeader{Read: a.Read, Leased: a.Leased, RefreshAt: a.RefreshAt})
+	if err != nil {
+		return nil, fmt.Errorf("encoding an answer: %w", err)
+	}
+	value := make([]byte, 0, 4+len(header)+len(a.Body))
+	value = binary.BigEndian.AppendUint32(value, uint32(len(header)))
+	return append(append(value, header...), a.Body...), nil
+}
+
+var errDamaged = errors.New("damaged record")
+
+func decodeAnswer(value []byte) (a grant.Answer, err error) {
+	if len(value) < 4 {
+		return a, errDamaged
+	}
+	n := int64(binary.BigEndian.Uint32(value))
+	if n > int64(len(value)-4) {
+		return a, errDamaged
+	}
+	var h answerHeader
+	if err := json.Unmarshal(value[4:4+n], &h); err != nil {
+		return a, errDamaged
+	}
+	return grant.Answer{Read: h.Read, Leased: h.Leased, RefreshAt: h.RefreshAt, Body: bytes.Clone(value[4+n:])}, nil
+}

@@ -1,0 +1,128 @@
+package store
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/secret"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+// record is a grant in the ledger. Fields are only ever added: an older Leasehold must find all it needs to renew and revoke
+// in what a newer one wrote, and the other way round.
+type record struct {
+	ID             string         `json:"id"`
+	Volume         spec.VolumeKey `json:"volume"`
+	Pod            spec.Pod       `json:"pod"`
+	Class          string         `json:"class,omitempty"`
+	Server         spec.Server    `json:"server"`
+	VaultNamespace string         `json:"vaultNamespace,omitempty"`
+	Auth           spec.Auth      `json:"auth"`
+	Digest         string         `json:"digest"`
+	State          grant.State    `json:"state"`
+	Created        grant.Instant  `json:"created"`
+	Cluster        string         `json:"cluster,omitempty"`
+	Token          string         `json:"token,omitempty"`
+	Accessor       string         `json:"accessor,omitempty"`
+	Login          grant.Term     `json:"login"`
+	Leases         []leaseRecord  `json:"leases,omitempty"`
+	BusyUntil      grant.Instant  `json:"busyUntil,omitempty"`
+	Tried          grant.Instant  `json:"tried,omitempty"`
+	FolderSeen     bool           `json:"folderSeen,omitempty"`
+	Grace          time.Duration  `json:"grace,omitempty"`
+	Cause          string         `json:"cause,omitempty"`
+	Failures       int            `json:"failures,omitempty"`
+	Problem        string         `json:"problem,omitempty"`
+}
+
+type leaseRecord struct {
+	ID         string     `json:"id"`
+	Read       spec.Read  `json:"read"`
+	Term       grant.Term `json:"term"`
+	Superseded bool       `json:"superseded,omitempty"`
+}
+
+func putGrant(tx *bbolt.Tx, g grant.Grant) error {
+	r := record{
+		ID: g.ID, Volume: g.Volume, Pod: g.Pod, Class: g.Class,
+		Server: g.Server, VaultNamespace: g.Namespace, Auth: g.Auth, Digest: g.Digest,
+		State: g.State, Created: g.Created, Cluster: g.Cluster,
+		Token: g.Token.Reveal(), Accessor: g.Accessor.Reveal(), Login: g.Login,
+		BusyUntil: g.BusyUntil, Tried: g.Tried, FolderSeen: g.FolderSeen, Grace: g.Grace,
+		Cause: g.Cause, Failures: g.Failures, Problem: g.Problem,
+	}
+	for _, l := range g.Leases {
+		r.Leases = append(r.Leases, leaseRecord{ID: l.ID.Reveal(), Read: l.Read, Term: l.Term, Superseded: l.Superseded})
+	}
+	value, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encoding the grant: %w", err)
+	}
+	if err := tx.Bucket(ledgerBucket).Put([]byte(g.ID), value); err != nil {
+		return fmt.Errorf("recording the grant: %w", err)
+	}
+	return nil
+}
+
+func getGrant(tx *bbolt.Tx, id string) (grant.Grant, error) {
+	value := tx.Bucket(ledgerBucket).Get([]byte(id))
+	if value == nil {
+		return grant.Grant{}, ErrNotFound
+	}
+	return decodeGrant(value)
+}
+
+func decodeGrant(value []byte) (grant.Grant, error) {
+	var r record
+	if err := json.Unmarshal(value, &r); err != nil {
+		// The decoder's message could quote the record, which holds a token.
+		return grant.Grant{}, fmt.Errorf("decoding a grant: %w", errDamaged)
+	}
+	g := grant.Grant{
+		ID: r.ID, Volume: r.Volume, Pod: r.Pod, Class: r.Class,
+		Server: r.Server, Namespace: r.VaultNamespace, Auth: r.Auth, Digest: r.Digest,
+		State: r.State, Created: r.Created, Cluster: r.Cluster,
+		Token: secret.New(r.Token), Accessor: secret.New(r.Accessor), Login: r.Login,
+		BusyUntil: r.BusyUntil, Tried: r.Tried, FolderSeen: r.FolderSeen, Grace: r.Grace,
+		Cause: r.Cause, Failures: r.Failures, Problem: r.Problem,
+	}
+	for _, l := range r.Leases {
+		g.Leases = append(g.Leases, grant.Lease{ID: secret.New(l.ID), Read: l.Read, Term: l.Term, Superseded: l.Superseded})
+	}
+	return g, nil
+}
+
+// rebase lets every life begin anew at now with its stated length: the file comes from another boot, so its instants mean
+// nothing. An end reckoned too late only makes a renewal come too early.
+func rebase(tx *bbolt.Tx, now grant.Instant) error {
+	var grants []grant.Grant
+	err := tx.Bucket(ledgerBucket).ForEach(func(_, v []byte) error {
+		if g, err := decodeGrant(v); err == nil {
+			grants = append(grants, g)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("reading the ledger of an earlier boot: %w", err)
+	}
+	for _, g := range grants {
+		g.Created, g.Tried, g.BusyUntil = now, now, now.Add(grant.RequestLimit)
+		g.Login = restarted(g.Login, now)
+		for i := range g.Leases {
+			g.Leases[i].Term = restarted(g.Leases[i].Term, now)
+		}
+		if err := putGrant(tx, g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func restarted(t grant.Term, now grant.Instant) grant.Term {
+	t.From, t.Limit = now, now.Add(max(t.TTL, t.Full))
+	return t
+}

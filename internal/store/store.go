@@ -1,0 +1,332 @@
+// Package store is the node's memory of what is held: one bbolt file on a tmpfs.
+//
+// It has two parts. The ledger says which logins and leases exist and is all that is needed to renew and to revoke them; its
+// encoding only ever gains fields, so that another version of Leasehold can take it over. The content holds Vault's answers,
+// so that a republish needs no Vault; it is bounded and could be dropped.
+//
+// The file lives and dies with the node's power, as the pods' own secret volumes do. So nothing is synced to a disk, and
+// instants of CLOCK_BOOTTIME stay true for as long as the file exists.
+//
+// Every change is one transaction of the one writer; what a decision rests on is checked inside the transaction that carries
+// it out.
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+// Errors that callers decide by.
+var (
+	// ErrNotFound: there is no such grant.
+	ErrNotFound = errors.New("no such grant")
+	// ErrFull: the answer would not fit below the content limit.
+	ErrFull = errors.New("the store is full: raise --state-max or spread the pods over more nodes")
+)
+
+const (
+	fileName = "leasehold.db"
+	lockName = "lock"
+	// DefaultMaxBytes is the content limit when none is set.
+	DefaultMaxBytes = 64 << 20
+)
+
+var (
+	ledgerBucket  = []byte("ledger")  // grant id -> record
+	volumeBucket  = []byte("volumes") // pod UID / volume / grant id -> nothing
+	contentBucket = []byte("content") // grant id / hash of the read -> answer
+	metaBucket    = []byte("meta")
+
+	bootKey    = []byte("boot-id")
+	versionKey = []byte("version-key")
+)
+
+// Config says where the store is and how large it may grow.
+type Config struct {
+	// Dir is the folder of the store; it is created with mode 0700.
+	Dir string
+	// AllowDisk accepts a folder that is not on a tmpfs, which puts tokens and secrets on a disk.
+	AllowDisk bool
+	// MaxBytes bounds the content of all volumes together; zero means DefaultMaxBytes. The ledger is not counted, so that
+	// renewals and revocations always have room.
+	MaxBytes int64
+	// Now reads CLOCK_BOOTTIME.
+	Now func() grant.Instant
+	// Waiting is called once when another process holds the store, before waiting for it; nil for no notice.
+	Waiting func()
+}
+
+// Store is the open store. Its methods are safe for concurrent use.
+type Store struct {
+	db       *bbolt.DB
+	lock     *os.File
+	maxBytes int64
+	key      []byte
+	// damaged is where an unreadable file was put; empty when there was none.
+	damaged string
+	content contentSize
+}
+
+// Open takes the lock, waiting for another process to leave until ctx ends, and opens the file.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the state folder: %w", err)
+	}
+	if err := checkMemory(cfg); err != nil {
+		return nil, err
+	}
+	lock, err := takeLock(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{lock: lock, maxBytes: cfg.MaxBytes}
+	if s.maxBytes == 0 {
+		s.maxBytes = DefaultMaxBytes
+	}
+	if err := s.open(filepath.Join(cfg.Dir, fileName)); err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	if err := s.prepare(cfg.Now()); err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// checkMemory refuses a folder that outlives the node's power.
+func checkMemory(cfg Config) error {
+	if cfg.AllowDisk {
+		return nil
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(cfg.Dir, &fs); err != nil {
+		return fmt.Errorf("asking for the file system of %s: %w", cfg.Dir, err)
+	}
+	if fs.Type != unix.TMPFS_MAGIC && fs.Type != unix.RAMFS_MAGIC {
+		return fmt.Errorf("the state folder %s is not on a tmpfs, so tokens would be written to a disk: mount a tmpfs there, or accept it with --allow-disk-state", cfg.Dir)
+	}
+	return nil
+}
+
+// takeLock holds an flock on a file of its own, which is never removed: a lock on the database would vanish with a rename.
+func takeLock(ctx context.Context, cfg Config) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(cfg.Dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the lock of the store: %w", err)
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for told := false; ; told = true {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			_ = f.Close()
+			return nil, fmt.Errorf("locking the store: %w", err)
+		}
+		if !told && cfg.Waiting != nil {
+			cfg.Waiting()
+		}
+		select {
+		case <-ctx.Done():
+			_ = f.Close()
+			return nil, fmt.Errorf("waiting for the process that holds the store in %s: %w", cfg.Dir, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+// open opens the file; one that bbolt cannot read is set aside, because a daemon that cannot start helps nobody.
+func (s *Store) open(path string) error {
+	options := &bbolt.Options{
+		NoSync: true, NoGrowSync: true, NoFreelistSync: true,
+		FreelistType: bbolt.FreelistMapType,
+		Timeout:      time.Second,
+	}
+	db, err := bbolt.Open(path, 0o600, options)
+	if errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch) {
+		s.damaged = path + ".damaged"
+		if err := os.Rename(path, s.damaged); err != nil {
+			return fmt.Errorf("setting the damaged store aside: %w", err)
+		}
+		db, err = bbolt.Open(path, 0o600, options)
+	}
+	if err != nil {
+		return fmt.Errorf("opening the store: %w", err)
+	}
+	s.db = db
+	return nil
+}
+
+// Damaged is the path to which an unreadable file was moved at Open; empty when there was none.
+func (s *Store) Damaged() string { return s.damaged }
+
+// prepare makes the buckets, draws the key for object versions, counts the content, and starts lives anew when the file
+// comes from another boot (only with AllowDisk), whose instants mean nothing now.
+func (s *Store) prepare(now grant.Instant) error {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("reading the boot id: %w", err)
+	}
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{ledgerBucket, volumeBucket, contentBucket, metaBucket} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return fmt.Errorf("preparing the store: %w", err)
+			}
+		}
+		meta := tx.Bucket(metaBucket)
+		if s.key = append([]byte(nil), meta.Get(versionKey)...); len(s.key) == 0 {
+			s.key = make([]byte, 32)
+			if _, err := rand.Read(s.key); err != nil {
+				return fmt.Errorf("drawing the version key: %w", err)
+			}
+			if err := meta.Put(versionKey, s.key); err != nil {
+				return fmt.Errorf("keeping the version key: %w", err)
+			}
+		}
+		if last := meta.Get(bootKey); last != nil && string(last) != string(boot) {
+			if err := rebase(tx, now); err != nil {
+				return err
+			}
+		}
+		if err := meta.Put(bootKey, boot); err != nil {
+			return fmt.Errorf("keeping the boot id: %w", err)
+		}
+		return tx.Bucket(contentBucket).ForEach(func(_, v []byte) error {
+			s.content.add(len(v))
+			return nil
+		})
+	})
+}
+
+// VersionKey is a random key of this node's store, for object versions that tell nothing of the content.
+func (s *Store) VersionKey() []byte { return s.key }
+
+// Close closes the file and gives the lock back.
+func (s *Store) Close() error {
+	return errors.Join(s.db.Close(), s.lock.Close())
+}
+
+// Put records a new grant.
+func (s *Store) Put(g grant.Grant) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		if err := tx.Bucket(volumeBucket).Put(indexKey(g.Volume, g.ID), nil); err != nil {
+			return fmt.Errorf("indexing the grant: %w", err)
+		}
+		return putGrant(tx, g)
+	})
+}
+
+// Get returns a grant, or ErrNotFound.
+func (s *Store) Get(id string) (g grant.Grant, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		g, err = getGrant(tx, id)
+		return err
+	})
+	return g, err
+}
+
+// Update changes a grant in one transaction and returns it as it is afterwards. An error of change is returned as it is and
+// leaves the record alone, as does ErrNotFound.
+func (s *Store) Update(id string, change func(*grant.Grant) error) (g grant.Grant, err error) {
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		if g, err = getGrant(tx, id); err != nil {
+			return err
+		}
+		if err := change(&g); err != nil {
+			return err
+		}
+		return putGrant(tx, g)
+	})
+	return g, err
+}
+
+// Delete forgets a grant with its answers. Deleting what is not there is no error.
+func (s *Store) Delete(id string) error {
+	freed := 0
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		g, err := getGrant(tx, id)
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := tx.Bucket(volumeBucket).Delete(indexKey(g.Volume, id)); err != nil {
+			return fmt.Errorf("unindexing the grant: %w", err)
+		}
+		if freed, err = deleteAnswers(tx, id); err != nil {
+			return err
+		}
+		if err := tx.Bucket(ledgerBucket).Delete([]byte(id)); err != nil {
+			return fmt.Errorf("deleting the grant: %w", err)
+		}
+		return nil
+	})
+	if err == nil {
+		s.content.add(-freed)
+	}
+	return err
+}
+
+// All returns every grant. A record that cannot be decoded is left where it is and counted in unreadable.
+func (s *Store) All() (grants []grant.Grant, unreadable int, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(ledgerBucket).ForEach(func(_, v []byte) error {
+			g, err := decodeGrant(v)
+			if err != nil {
+				unreadable++
+				return nil //nolint:nilerr // one damaged record must not hide the others
+			}
+			grants = append(grants, g)
+			return nil
+		})
+	})
+	return grants, unreadable, err
+}
+
+// OfVolume returns the grants of one volume, oldest first.
+func (s *Store) OfVolume(v spec.VolumeKey) ([]grant.Grant, error) {
+	return s.byPrefix(indexKey(v, ""))
+}
+
+// OfPod returns the grants of every volume of one pod.
+func (s *Store) OfPod(uid string) ([]grant.Grant, error) {
+	return s.byPrefix([]byte(uid + "/"))
+}
+
+func (s *Store) byPrefix(prefix []byte) (grants []grant.Grant, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		c := tx.Bucket(volumeBucket).Cursor()
+		for k, _ := c.Seek(prefix); k != nil && strings.HasPrefix(string(k), string(prefix)); k, _ = c.Next() {
+			id := string(k[strings.LastIndexByte(string(k), '/')+1:])
+			g, err := getGrant(tx, id)
+			if err != nil {
+				return err
+			}
+			grants = append(grants, g)
+		}
+		return nil
+	})
+	return grants, err
+}
+
+// indexKey orders a volume's grants by id, which begins with its time of birth.
+func indexKey(v spec.VolumeKey, id string) []byte {
+	return []byte(v.PodUID + "/" + v.Volume + "/" + id)
+}
