@@ -51,7 +51,9 @@ type Grant struct {
 	Accessor secret.Value
 	// Login is the token's life.
 	Login  Term
-	Leases []Lease
+	// Unleasable says why nothing leased may be read under the token; empty when it may.
+	Unleasable string
+	Leases     []Lease
 
 	// BusyUntil is when Vault can no longer be working on a read under this token that nobody waits for (the process that
 	// sent it died, or its connection was cut). Zero when there is none. Revoking earlier could leave a lease of a dead token.

@@ -29,6 +29,7 @@ type record struct {
 	Token          string         `json:"token,omitempty"`
 	Accessor       string         `json:"accessor,omitempty"`
 	Login          grant.Term     `json:"login"`
+	Unleasable     string         `json:"unleasable,omitempty"`
 	Leases         []leaseRecord  `json:"leases,omitempty"`
 	BusyUntil      grant.Instant  `json:"busyUntil,omitempty"`
 	Tried          grant.Instant  `json:"tried,omitempty"`
@@ -51,7 +52,7 @@ func putGrant(tx *bbolt.Tx, g grant.Grant) error {
 		ID: g.ID, Volume: g.Volume, Pod: g.Pod, Class: g.Class,
 		Server: g.Server, VaultNamespace: g.Namespace, Auth: g.Auth, Digest: g.Digest,
 		State: g.State, Created: g.Created, Cluster: g.Cluster,
-		Token: g.Token.Reveal(), Accessor: g.Accessor.Reveal(), Login: g.Login,
+		Token: g.Token.Reveal(), Accessor: g.Accessor.Reveal(), Login: g.Login, Unleasable: g.Unleasable,
 		BusyUntil: g.BusyUntil, Tried: g.Tried, FolderSeen: g.FolderSeen, Grace: g.Grace,
 		Cause: g.Cause, Failures: g.Failures, Problem: g.Problem,
 	}
@@ -86,7 +87,7 @@ func decodeGrant(value []byte) (grant.Grant, error) {
 		ID: r.ID, Volume: r.Volume, Pod: r.Pod, Class: r.Class,
 		Server: r.Server, Namespace: r.VaultNamespace, Auth: r.Auth, Digest: r.Digest,
 		State: r.State, Created: r.Created, Cluster: r.Cluster,
-		Token: secret.New(r.Token), Accessor: secret.New(r.Accessor), Login: r.Login,
+		Token: secret.New(r.Token), Accessor: secret.New(r.Accessor), Login: r.Login, Unleasable: r.Unleasable,
 		BusyUntil: r.BusyUntil, Tried: r.Tried, FolderSeen: r.FolderSeen, Grace: r.Grace,
 		Cause: r.Cause, Failures: r.Failures, Problem: r.Problem,
 	}

@@ -12,13 +12,13 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -256,6 +256,30 @@ func (s *Store) Update(id string, change func(*grant.Grant) error) (g grant.Gran
 	return g, err
 }
 
+// UpdateVolume changes the grants of one volume, oldest first, in one transaction. An error of change is returned as it is and
+// leaves all records alone.
+func (s *Store) UpdateVolume(v spec.VolumeKey, change func([]*grant.Grant) error) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		grants, err := byPrefix(tx, indexKey(v, ""))
+		if err != nil {
+			return err
+		}
+		pointers := make([]*grant.Grant, len(grants))
+		for i := range grants {
+			pointers[i] = &grants[i]
+		}
+		if err := change(pointers); err != nil {
+			return err
+		}
+		for _, g := range grants {
+			if err := putGrant(tx, g); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // Delete forgets a grant with its answers. Deleting what is not there is no error.
 func (s *Store) Delete(id string) error {
 	freed := 0
@@ -301,29 +325,29 @@ func (s *Store) All() (grants []grant.Grant, unreadable int, err error) {
 }
 
 // OfVolume returns the grants of one volume, oldest first.
-func (s *Store) OfVolume(v spec.VolumeKey) ([]grant.Grant, error) {
-	return s.byPrefix(indexKey(v, ""))
-}
+func (s *Store) OfVolume(v spec.VolumeKey) ([]grant.Grant, error) { return s.view(indexKey(v, "")) }
 
 // OfPod returns the grants of every volume of one pod.
-func (s *Store) OfPod(uid string) ([]grant.Grant, error) {
-	return s.byPrefix([]byte(uid + "/"))
-}
+func (s *Store) OfPod(uid string) ([]grant.Grant, error) { return s.view([]byte(uid + "/")) }
 
-func (s *Store) byPrefix(prefix []byte) (grants []grant.Grant, err error) {
+func (s *Store) view(prefix []byte) (grants []grant.Grant, err error) {
 	err = s.db.View(func(tx *bbolt.Tx) error {
-		c := tx.Bucket(volumeBucket).Cursor()
-		for k, _ := c.Seek(prefix); k != nil && strings.HasPrefix(string(k), string(prefix)); k, _ = c.Next() {
-			id := string(k[strings.LastIndexByte(string(k), '/')+1:])
-			g, err := getGrant(tx, id)
-			if err != nil {
-				return err
-			}
-			grants = append(grants, g)
-		}
-		return nil
+		grants, err = byPrefix(tx, prefix)
+		return err
 	})
 	return grants, err
+}
+
+func byPrefix(tx *bbolt.Tx, prefix []byte) (grants []grant.Grant, err error) {
+	c := tx.Bucket(volumeBucket).Cursor()
+	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {
+		g, err := getGrant(tx, string(k[bytes.LastIndexByte(k, '/')+1:]))
+		if err != nil {
+			return nil, err
+		}
+		grants = append(grants, g)
+	}
+	return grants, nil
 }
 
 // indexKey orders a volume's grants by id, which begins with its time of birth.

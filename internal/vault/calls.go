@@ -1,0 +1,225 @@
+package vault
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/secret"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+// Session is what a call is made with.
+type Session struct {
+	Namespace string
+	Token     secret.Value
+	// Index is the X-Vault-Index of the login, which a performance standby must have reached; empty on most servers.
+	Index string
+}
+
+// Login is the reply to a login.
+type Login struct {
+	Session
+	Accessor  secret.Value
+	TTL       time.Duration // zero for a token without end
+	Renewable bool
+	// Unleasable says why leases must not be made under this token, in words; empty when they may.
+	Unleasable string
+}
+
+// Life is the reply to a renewal.
+type Life struct {
+	TTL       time.Duration
+	Renewable bool
+}
+
+// Reply is the reply to a read.
+type Reply struct {
+	// Body is the JSON as sent.
+	Body []byte
+	// LeaseID is zero when nothing is leased.
+	LeaseID   secret.Value
+	TTL       time.Duration
+	Renewable bool
+	// Token is a token that the reply carries, which must not stay; zero for none.
+	Token secret.Value
+	// RefreshAfter is when reading again may bring something new; zero for never. It has no meaning for a leased reply.
+	RefreshAfter time.Duration
+}
+
+type authBlock struct {
+	ClientToken   string   `json:"client_token"`
+	Accessor      string   `json:"accessor"`
+	LeaseDuration int64    `json:"lease_duration"`
+	Renewable     bool     `json:"renewable"`
+	TokenType     string   `json:"token_type"`
+	NumUses       int      `json:"num_uses"`
+	Policies      []string `json:"policies"`
+}
+
+type envelope struct {
+	Auth          *authBlock      `json:"auth"`
+	LeaseID       string          `json:"lease_id"`
+	LeaseDuration int64           `json:"lease_duration"`
+	Renewable     bool            `json:"renewable"`
+	Data          json.RawMessage `json:"data"`
+}
+
+func seconds(n int64) time.Duration {
+	const century = 100 * 365 * 24 * 3600
+	return time.Duration(min(max(n, 0), century)) * time.Second
+}
+
+// LogIn logs in with a service account token.
+func (c *Client) LogIn(ctx context.Context, namespace string, auth spec.Auth, jwt secret.Value) (Login, error) {
+	body, err := json.Marshal(map[string]string{"role": auth.Role, "jwt": jwt.Reveal()})
+	if err != nil {
+		return Login{}, fmt.Errorf("encoding the login: %w", err)
+	}
+	op := "logging in"
+	reply, header, err := c.retry(ctx, call{
+		op: op, method: http.MethodPut, path: "auth/" + auth.Mount + "/login", namespace: namespace, body: body, hide: []secret.Value{jwt},
+	})
+	if err != nil {
+		return Login{}, err
+	}
+	var e envelope
+	if err := c.decode(op, reply, &e); err != nil {
+		return Login{}, err
+	}
+	if e.Auth == nil || e.Auth.ClientToken == "" {
+		return Login{}, &Error{Kind: NotVault, Op: op, Server: c.server.Address, Err: errors.New("the reply to the login holds no token")}
+	}
+	return Login{
+		Session:    Session{Namespace: namespace, Token: secret.New(e.Auth.ClientToken), Index: header.Get("X-Vault-Index")},
+		Accessor:   secret.New(e.Auth.Accessor),
+		TTL:        seconds(e.Auth.LeaseDuration),
+		Renewable:  e.Auth.Renewable,
+		Unleasable: unleasable(e.Auth),
+	}, nil
+}
+
+// unleasable says why a token cannot carry leases that end with the pod. Measured on Vault 1.21.2: leases under an orphan
+// batch token do not end with it; a token of n uses takes its leases along at the last; without the default policy a token
+// cannot revoke itself.
+func unleasable(a *authBlock) string {
+	if a.TokenType == "batch" {
+		return "the role gives batch tokens (token_type=batch), which cannot be renewed or revoked; use service tokens for leased secrets"
+	}
+	if a.NumUses > 0 {
+		return "the role gives tokens of a limited number of uses (token_num_uses), and leases end with the last; use 0 for leased secrets"
+	}
+	for _, p := range a.Policies {
+		if p == "default" || p == "root" {
+			return ""
+		}
+	}
+	return "the role's tokens lack the policy \"default\" (token_no_default_policy), so that they could not be renewed or revoked; add it for leased secrets"
+}
+
+// Read makes one request of a spec. It is sent once, unless Vault proved that it did not execute it.
+func (c *Client) Read(ctx context.Context, s Session, r spec.Read) (Reply, error) {
+	op := fmt.Sprintf("reading %q", r.Path)
+	in := call{op: op, method: r.Method, path: r.Path, query: r.Query, namespace: s.Namespace, token: s.Token, index: s.Index}
+	if r.Args != "" {
+		in.body = []byte(r.Args)
+	}
+	body, _, err := c.retry(ctx, in)
+	if err != nil {
+		return Reply{}, err
+	}
+	var e envelope
+	if err := c.decode(op, body, &e); err != nil {
+		return Reply{}, err
+	}
+	reply := Reply{Body: body, LeaseID: secret.New(e.LeaseID), TTL: seconds(e.LeaseDuration), Renewable: e.Renewable}
+	if e.Auth != nil {
+		reply.Token = secret.New(e.Auth.ClientToken)
+	}
+	if e.LeaseID == "" {
+		reply.RefreshAfter = refreshAfter(r.Method, e.Data)
+	}
+	return reply, nil
+}
+
+// RenewSelf lengthens, or with a small increment shortens, the token's life. An increment of zero asks for the role's TTL.
+func (c *Client) RenewSelf(ctx context.Context, s Session, increment time.Duration) (Life, error) {
+	op := "renewing the token"
+	var e envelope
+	if err := c.put(ctx, s, op, "auth/token/renew-self", map[string]any{"increment": int64(increment / time.Second)}, nil, &e); err != nil {
+		return Life{}, err
+	}
+	if e.Auth == nil {
+		return Life{}, &Error{Kind: NotVault, Op: op, Server: c.server.Address, Err: errors.New("the reply states no life")}
+	}
+	return Life{TTL: seconds(e.Auth.LeaseDuration), Renewable: e.Auth.Renewable}, nil
+}
+
+// RenewLease lengthens, or with a small increment shortens, a lease. An increment of zero asks for the role's TTL.
+func (c *Client) RenewLease(ctx context.Context, s Session, id secret.Value, increment time.Duration) (Life, error) {
+	var e envelope
+	args := map[string]any{"lease_id": id.Reveal(), "increment": int64(increment / time.Second)}
+	if err := c.put(ctx, s, "renewing a lease", "sys/leases/renew", args, []secret.Value{id}, &e); err != nil {
+		return Life{}, err
+	}
+	return Life{TTL: seconds(e.LeaseDuration), Renewable: e.Renewable}, nil
+}
+
+// RevokeSelf revokes the token, and with it every lease under it. Vault takes over the leases: they go moments later, and it
+// tries again by itself when their back end is down.
+func (c *Client) RevokeSelf(ctx context.Context, s Session) error {
+	_, _, err := c.do(ctx, call{op: "revoking the token", method: http.MethodPut, path: "auth/token/revoke-self", namespace: s.Namespace, token: s.Token})
+	return err
+}
+
+func (c *Client) put(ctx context.Context, s Session, op, path string, args map[string]any, hide []secret.Value, into *envelope) error {
+	body, err := json.Marshal(args)
+	if err != nil {
+		return fmt.Errorf("%s: encoding the request: %w", op, err)
+	}
+	reply, _, err := c.do(ctx, call{op: op, method: http.MethodPut, path: path, namespace: s.Namespace, token: s.Token, body: body, hide: hide})
+	if err != nil {
+		return err
+	}
+	return c.decode(op, reply, into)
+}
+
+// clusterMemo remembers the cluster id for a while, so that a storm of Mounts asks once.
+type clusterMemo struct {
+	mu    sync.Mutex
+	id    string
+	asked time.Time
+}
+
+const clusterMemory = time.Minute
+
+// RecentCluster returns the server's cluster id, at most a minute old; empty when the server does not tell.
+func (c *Client) RecentCluster(ctx context.Context) string {
+	c.cluster.mu.Lock()
+	id, age := c.cluster.id, time.Since(c.cluster.asked)
+	c.cluster.mu.Unlock()
+	if id != "" && age < clusterMemory {
+		return id
+	}
+	return c.Cluster(ctx)
+}
+
+// Cluster asks for the server's cluster id; empty when the server does not tell.
+func (c *Client) Cluster(ctx context.Context) string {
+	var health struct {
+		ClusterID string `json:"cluster_id"`
+	}
+	op := "asking for the cluster"
+	body, _, err := c.do(ctx, call{op: op, method: http.MethodGet, path: "sys/health", query: "standbyok=true&perfstandbyok=true"})
+	if err != nil || c.decode(op, body, &health) != nil {
+		return ""
+	}
+	c.cluster.mu.Lock()
+	c.cluster.id, c.cluster.asked = health.ClusterID, time.Now()
+	c.cluster.mu.Unlock()
+	return health.ClusterID
+}

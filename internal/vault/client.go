@@ -1,0 +1,285 @@
+// Package vault speaks to Vault: one request function, the few calls that the life of a grant needs, and the one place that
+// knows what Vault's status codes and texts mean.
+//
+// Nothing here is tried twice unless Vault, or the network, proved that it was not executed: a login or a read of a dynamic
+// secret that is repeated after a cut connection makes a second token or a second set of credentials.
+package vault
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/secret"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+const (
+	// MaxReply bounds the body of one reply, in bytes: more does not fit into the driver's answer anyway.
+	MaxReply = 4 << 20
+
+	dialTimeout      = 5 * time.Second
+	handshakeTimeout = 10 * time.Second
+	idleTimeout      = 2 * time.Minute // longer than the pause between two republishes
+	maxConnections   = 64              // to one server without HTTP/2
+)
+
+// Pool holds one client, and so one set of connections, for each server and way to trust it. The zero value is ready to use.
+type Pool struct {
+	// RoundTripper takes the network's place; nil for the network. For tests that meet Vault at the wire.
+	RoundTripper http.RoundTripper
+
+	mu      sync.Mutex
+	clients map[spec.Server]*Client
+}
+
+// Client returns the client of a server. The error says which file of the TLS setting could not be used.
+func (p *Pool) Client(s spec.Server) (*Client, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c, ok := p.clients[s]; ok {
+		return c, nil
+	}
+	c, err := newClient(s, p.RoundTripper)
+	if err != nil {
+		return nil, err
+	}
+	if p.clients == nil {
+		p.clients = make(map[spec.Server]*Client)
+	}
+	p.clients[s] = c
+	return c, nil
+}
+
+// Client speaks to one server. It holds no token: each call is given its own.
+type Client struct {
+	server  spec.Server
+	api     *api.Client
+	cluster clusterMemo
+}
+
+func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
+	transport := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:   handshakeTimeout,
+		ResponseHeaderTimeout: grant.RequestLimit,
+		IdleConnTimeout:       idleTimeout,
+		MaxIdleConnsPerHost:   maxConnections,
+		MaxConnsPerHost:       maxConnections,
+		ForceAttemptHTTP2:     true,
+	}
+	config := &api.Config{
+		Address:          s.Address,
+		HttpClient:       &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		DisableRedirects: true,
+	}
+	err := config.ConfigureTLS(&api.TLSConfig{
+		CACert: s.CACert, CAPath: s.CADirectory, TLSServerName: s.ServerName,
+		ClientCert: s.ClientCert, ClientKey: s.ClientKey, Insecure: s.SkipVerify,
+	})
+	if err != nil {
+		return nil, &Error{Kind: Unusable, Op: "using the TLS files", Server: s.Address, Err: err}
+	}
+	if rt == nil {
+		rt = transport
+	}
+	config.HttpClient.Transport = bounded{rt}
+	client, err := api.NewClient(config)
+	if err != nil {
+		return nil, &Error{Kind: Unusable, Op: "using the address", Server: s.Address, Err: err}
+	}
+	client.ClearToken()
+	client.SetMaxRetries(0)
+	client.SetClientTimeout(0) // every call brings its own deadline
+	return &Client{server: s, api: client}, nil
+}
+
+// bounded cuts every body that is larger than MaxReply.
+type bounded struct{ next http.RoundTripper }
+
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := b.next.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	resp.Body = &boundedBody{ReadCloser: resp.Body, left: MaxReply}
+	return resp, nil
+}
+
+var errTooLarge = fmt.Errorf("the reply is larger than %d MiB", MaxReply>>20)
+
+type boundedBody struct {
+	io.ReadCloser
+	left int
+}
+
+func (b *boundedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p[:min(len(p), b.left+1)])
+	if b.left -= n; b.left < 0 {
+		return 0, errTooLarge
+	}
+	return n, err
+}
+
+// call is one request.
+type call struct {
+	op        string // what is being done, for errors
+	method    string
+	path      string // without v1/
+	query     string
+	namespace string
+	token     secret.Value
+	index     string // X-Vault-Index that the server must have reached; empty for none
+	body      []byte
+	hide      []secret.Value // never to be repeated in an error besides the token
+}
+
+// do sends one request once and returns the body of a good reply with its headers.
+func (c *Client) do(ctx context.Context, in call) (body []byte, header http.Header, err error) {
+	client := c.api
+	if in.namespace != "" {
+		client = client.WithNamespace(in.namespace)
+	}
+	req := client.NewRequest(in.method, "/v1/"+in.path)
+	req.ClientToken = in.token.Reveal()
+	req.Headers = http.Header{"X-Vault-Request": {"true"}}
+	if in.namespace != "" {
+		req.Headers.Set(api.NamespaceHeaderName, in.namespace)
+	}
+	if in.index != "" {
+		req.Headers.Set(api.HeaderIndex, in.index)
+	}
+	if in.query != "" {
+		if req.Params, err = url.ParseQuery(in.query); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", in.op, err)
+		}
+	}
+	req.BodyBytes = in.body
+
+	var dialing, connected atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GetConn: func(string) { dialing.Store(true) },
+		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+	})
+	//nolint:staticcheck // deprecated for general use, but the one call that takes a token per request and retries nothing
+	resp, err := client.RawRequestWithContext(ctx, req)
+	if resp != nil {
+		defer func() { _ = resp.Body.Close() }()
+		header = resp.Header
+	}
+	if err == nil {
+		body, err = io.ReadAll(resp.Body)
+	}
+	if err != nil {
+		neverSent := dialing.Load() && !connected.Load()
+		return nil, header, c.explain(in, header, err, neverSent)
+	}
+	if resp.StatusCode >= 300 {
+		return nil, header, &Error{Kind: NotExecuted, Op: in.op, Server: c.server.Address, Status: resp.StatusCode,
+			Messages: []string{"this node forwards to another one: use the address of the active node or of a load balancer"}}
+	}
+	return body, header, nil
+}
+
+// explain turns what the client library returned into an Error without anything that is secret.
+func (c *Client) explain(in call, header http.Header, err error, neverSent bool) error {
+	out := &Error{Op: in.op, Server: c.server.Address}
+	var answered *api.ResponseError
+	switch {
+	case errors.Is(err, errTooLarge):
+		out.Kind, out.Err = NotVault, errTooLarge
+	case errors.As(err, &answered):
+		out.Status = answered.StatusCode
+		if !answered.RawError { // what is not Vault's is not repeated
+			out.Messages = presentable(answered.Errors, append(in.hide, in.token))
+		}
+		out.Kind = classify(out.Status, out.Messages)
+		if s, err := strconv.Atoi(header.Get("Retry-After")); err == nil && s > 0 {
+			out.RetryAfter = time.Duration(s) * time.Second
+		}
+	default:
+		var broken *url.Error
+		if errors.As(err, &broken) { // its text repeats the URL
+			err = broken.Err
+		}
+		out.Err = err
+		out.Kind = classifyTransport(err, neverSent)
+	}
+	return out
+}
+
+// presentable bounds and cleans texts of a server that may not be friendly.
+func presentable(texts []string, hide []secret.Value) []string {
+	const maxTexts, maxLength = 3, 300
+	var out []string
+	for _, t := range texts {
+		for _, h := range hide {
+			if !h.IsZero() {
+				t = strings.ReplaceAll(t, h.Reveal(), h.String())
+			}
+		}
+		t = strings.Join(strings.FieldsFunc(t, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\u2028' || r == '\u2029' }), " ")
+		if len(t) > maxLength {
+			t = strings.ToValidUTF8(t[:maxLength], "") + "..."
+		}
+		if out = append(out, t); len(out) == maxTexts {
+			break
+		}
+	}
+	return out
+}
+
+// notExecutedPatience is how long a call that was not executed is repeated before its caller hears of it.
+const notExecutedPatience = 10 * time.Second
+
+// retry sends a request again for as long as it was proven not executed, up to notExecutedPatience.
+func (c *Client) retry(ctx context.Context, in call) (body []byte, header http.Header, err error) {
+	patience, cancel := context.WithTimeout(ctx, notExecutedPatience)
+	defer cancel()
+	for pause := 200 * time.Millisecond; ; pause = min(2*pause, 3*time.Second) {
+		body, header, err = c.do(ctx, in)
+		var e *Error
+		if err == nil || !errors.As(err, &e) || !e.Repeatable() {
+			return body, header, err
+		}
+		timer := time.NewTimer(max(pause, e.RetryAfter))
+		select {
+		case <-timer.C:
+		case <-patience.Done():
+			timer.Stop()
+			return nil, header, err
+		}
+	}
+}
+
+// decode reads a reply's JSON.
+func (c *Client) decode(op string, body []byte, into any) error {
+	if len(bytes.TrimSpace(body)) == 0 {
+		return &Error{Kind: Empty, Op: op, Server: c.server.Address, Err: errors.New("Vault answered without content (204 or an empty body)")} //nolint:staticcheck // a name
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.UseNumber()
+	if err := dec.Decode(into); err != nil {
+		// The decoder's message could quote the reply.
+		return &Error{Kind: NotVault, Op: op, Server: c.server.Address, Err: errors.New("the reply is not Vault's JSON")}
+	}
+	return nil
+}
