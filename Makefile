@@ -1,0 +1,74 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
+# How long `make fuzz` spends on each target.
+TIME ?= 30s
+
+# Programs that cost minutes to build are kept here, outside the checkout.
+export LEASEHOLD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/leasehold
+
+LINT_MODULE := test/tools/lint
+LINTER := $(LEASEHOLD_CACHE)/lint-$(firstword $(shell sha256sum $(LINT_MODULE)/go.sum))/golangci-lint
+# The test tools with code of their own; the other modules only pin servers.
+TOOL_MODULES := $(sort $(patsubst %/,%,$(dir $(foreach go_mod,$(wildcard test/tools/*/go.mod),\
+	$(if $(wildcard $(dir $(go_mod))*.go $(dir $(go_mod))*/*.go),$(go_mod))))))
+
+.PHONY: help
+help: ## Print this help
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/leasehold, a static binary
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/leasehold ./cmd/leasehold
+
+.PHONY: test
+test: ## Vet and unit tests: no root, no network but loopback; -race when there is a C compiler
+	go vet ./...
+	@if [ "$$(go env CGO_ENABLED)" = 1 ]; then race=-race; else race=; \
+		echo 'make test: no C compiler, so the tests run without the race detector' >&2; fi; \
+	echo go test $$race ./...; go test $$race ./...
+
+.PHONY: test-tools
+test-tools: ## Unit tests of the test tools
+	@for module in $(TOOL_MODULES); do echo "go test -C $$module ./..."; go test -C $$module ./...; done
+
+.PHONY: lint
+lint: $(LINTER) ## golangci-lint, and whether go.mod is tidy and complete
+	@for module in . $(TOOL_MODULES); do echo "golangci-lint: $$module"; \
+		(cd $$module && $(LINTER) run --config '$(CURDIR)/.golangci.yml' ./...); done
+	@go mod tidy -diff || { echo 'make lint: go.mod or go.sum is not tidy: run go mod tidy' >&2; exit 1; }
+	@go list -m all >/dev/null || { echo 'make lint: go list -m all fails: a required module cannot be had' >&2; exit 1; }
+
+$(LINTER):
+	@echo 'building golangci-lint, about a minute, once'
+	@mkdir -p $(@D)
+	@go build -C $(LINT_MODULE) -trimpath -o $@.$$$$ github.com/golangci/golangci-lint/v2/cmd/golangci-lint && mv $@.$$$$ $@
+
+.PHONY: demo
+demo: ## Show the whole story on real parts: mount, use, republish, pod gone, credentials gone
+	go run ./test/demo
+
+.PHONY: e2e-fast
+e2e-fast: ## End-to-end tests on the light bed: real API server, Vault and PostgreSQL, no kubelet, no root
+	BED=light go test -tags e2e -count=1 -v -timeout 30m ./test/e2e
+
+.PHONY: e2e
+e2e: ## End-to-end tests on the full bed: kubelet, containerd and the real driver as well; root
+	BED=full go test -tags e2e -count=1 -v -timeout 60m ./test/e2e
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for TIME each (default 30s)
+	@grep -roH --include='*_test.go' --exclude-dir=tools '^func Fuzz[A-Za-z0-9_]*' . | \
+	while IFS=: read -r file func; do \
+		echo "$${func#func } in $${file%/*}"; \
+		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(TIME) "$${file%/*}" </dev/null; \
+	done
+
+.PHONY: images
+images: build ## Write the provider's image to out/leasehold.tar (docker-archive, this machine's architecture)
+	go run -C test/tools/image . -o $(CURDIR)/out/leasehold.tar -tag leasehold:dev -entrypoint /leasehold -ca \
+		-file $(CURDIR)/bin/leasehold=/leasehold
+	@echo out/leasehold.tar: leasehold:dev
