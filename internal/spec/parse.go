@@ -1,0 +1,262 @@
+package spec
+
+import (
+	"encoding/json"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/leasehold-csi/leasehold/internal/secret"
+)
+
+// Bounds of what is read at all. They are far above honest use and keep a hostile class from costing the node more than a
+// moment; the driver's own limit, 4 MiB per message, is the outer one.
+const (
+	maxAttributes = 1 << 20 // bytes of Input.Attributes
+	maxSecrets    = 4 << 20 // bytes of Input.Secrets; it also carries whatever nodePublishSecretRef names
+	maxText       = 4096    // bytes of one parameter other than objects, and of one path
+	maxObjects    = 512     // items of objects
+	maxFaults     = 16      // sentences of an Error
+	maxFault      = 512     // bytes of one sentence
+)
+
+// The parameters that are not part of the class: kubelet and the driver set them. Everything below ownedPrefix is theirs.
+const (
+	ownedPrefix    = "csi.storage.k8s.io/"
+	podName        = ownedPrefix + "pod.name"
+	podNamespace   = ownedPrefix + "pod.namespace"
+	podUID         = ownedPrefix + "pod.uid"
+	serviceAccount = ownedPrefix + "serviceAccount.name"
+	tokens         = ownedPrefix + "serviceAccount.tokens"
+)
+
+const (
+	defaultAudience  = "vault"
+	defaultAuthMount = "kubernetes"
+	defaultMode      = 0o644
+	maxMode          = 0o777
+)
+
+// Input is a Mount call as it comes: the texts of the driver's MountRequest.
+type Input struct {
+	// Attributes is a JSON object of texts: the class's parameters, overlaid by the pod's volumeAttributes and kubelet's own.
+	Attributes string
+	// Secrets is a JSON object of texts, null or empty. Only the service account tokens are looked at, and only if
+	// Attributes has none.
+	Secrets string
+	// TargetPath is where kubelet wants the volume; it alone carries the volume's name.
+	TargetPath string
+	// Permission is the mode of files that ask for none, as a decimal number; empty or 0 means 0644.
+	Permission string
+}
+
+// Defaults fill what a class leaves out.
+type Defaults struct {
+	// Server is overlaid field by field. It comes from the operator and is taken as it is; with an empty Address every
+	// class must name one.
+	Server Server
+	// Namespace is empty for none.
+	Namespace string
+	// AuthMount is kubernetes when empty.
+	AuthMount string
+}
+
+// Error says what is wrong with an Input, one sentence per fault, in words fit for an event that anybody may read: tokens,
+// the content of secrets and the values of secretArgs are never repeated.
+type Error struct {
+	// Faults is never empty, and bounded in number and length.
+	Faults []string
+}
+
+// Error implements error.
+func (e *Error) Error() string { return strings.Join(e.Faults, "; ") }
+
+// Parse reads one Mount call. Every error is an *[Error] with all faults that were found; unknown parameters are ignored.
+func Parse(in Input, d Defaults) (*Request, error) {
+	params, fault := attributes(in.Attributes)
+	if fault != "" {
+		return nil, &Error{Faults: []string{fault}}
+	}
+	p := parser{params: params}
+	req := &Request{
+		Spec: Spec{
+			Auth:      p.auth(d.AuthMount),
+			Objects:   p.objects(p.permission(in.Permission)),
+			Server:    p.server(d.Server),
+			Namespace: p.namespace(d.Namespace),
+		},
+		Class: p.element("secretProviderClass"),
+		Pod:   p.pod(),
+		JWT:   p.jwt(in.Secrets),
+	}
+	req.Volume = p.volume(in.TargetPath, req.Pod.UID)
+	if len(p.faults) > 0 {
+		return nil, &Error{Faults: p.bounded()}
+	}
+	req.Spec.Digest = digest(params, &req.Spec)
+	return req, nil
+}
+
+// Quote quotes text that a tenant wrote, shortened, so that it can stand in a sentence.
+func Quote(text string) string { return strconv.Quote(shorten(text, 64)) }
+
+func shorten(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit-len("...")], "") + "..."
+}
+
+// parser reads parameters and gathers what is wrong with them. Its methods return the zero value for what is faulty.
+type parser struct {
+	params map[string]string
+	faults []string
+}
+
+func (p *parser) faultf(format string, args ...any) {
+	p.faults = append(p.faults, shorten(fmt.Sprintf(format, args...), maxFault))
+}
+
+func (p *parser) bounded() []string {
+	if len(p.faults) <= maxFaults {
+		return p.faults
+	}
+	rest := len(p.faults) - (maxFaults - 1)
+	return append(slices.Clip(p.faults[:maxFaults-1]), fmt.Sprintf("and %d more faults", rest))
+}
+
+// attributes repeats nothing of the text, nor of encoding/json's errors: a token may stand anywhere in it.
+func attributes(text string) (params map[string]string, fault string) {
+	if len(text) > maxAttributes {
+		return nil, fmt.Sprintf("the attributes are larger than %d bytes", maxAttributes)
+	}
+	if err := json.Unmarshal([]byte(text), &params); err != nil {
+		return nil, "the attributes are not a JSON object of texts"
+	}
+	return params, ""
+}
+
+// text returns a parameter that may be anything printable; empty when it is not set.
+func (p *parser) text(key string) string {
+	value := p.params[key]
+	if err := printable(value); err != nil {
+		p.faultf("%s %v", key, err)
+		return ""
+	}
+	return value
+}
+
+// element returns a parameter that names a Kubernetes object, and so can stand in a path; empty when it is not set.
+func (p *parser) element(key string) string {
+	value := p.text(key)
+	if value == "." || value == ".." || strings.Contains(value, "/") {
+		p.faultf("%s %s is not a plain name", key, Quote(value))
+		return ""
+	}
+	return value
+}
+
+func (p *parser) pod() Pod {
+	var missing []string
+	for _, key := range []string{podNamespace, podName, podUID, serviceAccount} {
+		if p.params[key] == "" {
+			missing = append(missing, key)
+		}
+	}
+	if len(missing) > 0 {
+		p.faultf("the driver did not send %s; its CSIDriver object must say podInfoOnMount: true", strings.Join(missing, ", "))
+	}
+	return Pod{
+		Namespace:      p.element(podNamespace),
+		Name:           p.element(podName),
+		UID:            p.element(podUID),
+		ServiceAccount: p.element(serviceAccount),
+	}
+}
+
+// volume reads <kubelet root>/pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount. The UID in it is kubelet's word, while the
+// attribute can be forged by a class where the driver is installed without podInfoOnMount: so they must agree.
+func (p *parser) volume(target, uid string) VolumeKey {
+	parts := strings.Split(path.Clean(target), "/")
+	n := len(parts)
+	if printable(target) != nil || !path.IsAbs(target) || n < 7 ||
+		parts[n-6] != "pods" || parts[n-4] != "volumes" || parts[n-3] != "kubernetes.io~csi" || parts[n-1] != "mount" {
+		p.faultf("target path %s is not .../pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount", Quote(target))
+		return VolumeKey{}
+	}
+	key := VolumeKey{PodUID: parts[n-5], Volume: parts[n-2]}
+	if uid != "" && key.PodUID != uid {
+		p.faultf("the target path belongs to pod UID %s, but %s is %s", Quote(key.PodUID), podUID, Quote(uid))
+		return VolumeKey{}
+	}
+	return key
+}
+
+func (p *parser) permission(text string) int32 {
+	if text == "" {
+		return defaultMode
+	}
+	mode, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || mode > maxMode {
+		p.faultf("permission %s is not a decimal number up to %d (0777)", Quote(text), maxMode)
+		return 0
+	}
+	if mode == 0 {
+		return defaultMode
+	}
+	return int32(mode)
+}
+
+// jwt looks among the attributes first, then among the secrets: drivers up to v1.5 do not copy the tokens over. No token is
+// no fault: a republish needs none.
+func (p *parser) jwt(secrets string) secret.Value {
+	text := p.params[tokens]
+	if text == "" {
+		text = p.secretTokens(secrets)
+	}
+	if text == "" {
+		return secret.Value{}
+	}
+	var byAudience map[string]struct {
+		Token string `json:"token"`
+	}
+	if err := json.Unmarshal([]byte(text), &byAudience); err != nil {
+		p.faultf("%s is not a JSON object of tokens by audience", tokens)
+		return secret.Value{}
+	}
+	audience := p.params["audience"]
+	if audience == "" {
+		audience = defaultAudience
+	}
+	return secret.New(byAudience[audience].Token)
+}
+
+func (p *parser) secretTokens(secrets string) string {
+	if secrets == "" {
+		return ""
+	}
+	if len(secrets) > maxSecrets {
+		p.faultf("the secrets are larger than %d bytes", maxSecrets)
+		return ""
+	}
+	var values map[string]string
+	if err := json.Unmarshal([]byte(secrets), &values); err != nil {
+		p.faultf("the secrets are not a JSON object of texts")
+		return ""
+	}
+	return values[tokens]
+}
+
+// printable returns what is wrong with a text of one line; nil for the empty text.
+func printable(text string) error {
+	if len(text) > maxText {
+		return fmt.Errorf("is longer than %d bytes", maxText)
+	}
+	if strings.ContainsFunc(text, unicode.IsControl) {
+		return errControl
+	}
+	return nil
+}

@@ -1,0 +1,152 @@
+package spec
+
+import (
+	"errors"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+var (
+	errControl = errors.New("holds control characters")
+	errEmpty   = errors.New("names no path")
+	errEscaped = errors.New("holds an escaped slash or dot")
+	errQuery   = errors.New("holds a ? or #")
+	errDotDot  = errors.New(`holds ".."`)
+)
+
+func (p *parser) auth(mount string) Auth {
+	auth := Auth{Mount: p.authMount(), Role: p.text("roleName"), Audience: p.text("audience")}
+	if auth.Mount == "" {
+		auth.Mount = mount
+	}
+	if auth.Mount == "" {
+		auth.Mount = defaultAuthMount
+	}
+	if p.params["roleName"] == "" {
+		p.faultf("roleName is missing: it names the Vault role to log in with")
+	}
+	return auth
+}
+
+func (p *parser) authMount() string {
+	const one, other = "vaultKubernetesMountPath", "vaultAuthMountPath"
+	if p.params[one] != "" && p.params[other] != "" {
+		p.faultf("%s and %s mean the same, so only one may be set", one, other)
+		return ""
+	}
+	return p.vaultPath(one) + p.vaultPath(other)
+}
+
+func (p *parser) namespace(namespace string) string {
+	if own := p.vaultPath("vaultNamespace"); own != "" {
+		return own
+	}
+	return namespace
+}
+
+// server overlays s with the class's parameters.
+func (p *parser) server(s Server) Server {
+	if p.params["vaultAddress"] != "" {
+		s.Address = p.address()
+	} else if s.Address == "" {
+		p.faultf("vaultAddress is missing, and the provider has no default")
+	}
+	// A class that brings its own trust replaces the operator's, never adds to it; of the two forms the file wins.
+	file, dir := p.file("vaultCACertPath"), p.file("vaultCADirectory")
+	switch {
+	case file != "":
+		s.CACert, s.CADirectory = file, ""
+	case dir != "":
+		s.CACert, s.CADirectory = "", dir
+	}
+	if name := p.text("vaultTLSServerName"); name != "" {
+		s.ServerName = name
+	}
+	cert, key := p.file("vaultTLSClientCertPath"), p.file("vaultTLSClientKeyPath")
+	if (p.params["vaultTLSClientCertPath"] == "") != (p.params["vaultTLSClientKeyPath"] == "") {
+		p.faultf("vaultTLSClientCertPath and vaultTLSClientKeyPath must be set together")
+	}
+	if cert != "" {
+		s.ClientCert, s.ClientKey = cert, key
+	}
+	s.SkipVerify = p.skipVerify(s.SkipVerify)
+	return s
+}
+
+func (p *parser) skipVerify(byDefault bool) bool {
+	text := p.text("vaultSkipTLSVerify")
+	if text == "" {
+		return byDefault
+	}
+	skip, err := strconv.ParseBool(text)
+	if err != nil {
+		p.faultf("vaultSkipTLSVerify %s is neither true nor false", Quote(text))
+	}
+	return skip
+}
+
+// address returns scheme://host[:port]. Its faults do not repeat the address, which may hold a password.
+func (p *parser) address() string {
+	u, err := url.Parse(p.text("vaultAddress"))
+	if err == nil && u.Scheme == "unix" {
+		p.faultf("vaultAddress may not be a unix socket: only the provider's --vault-addr can name one")
+		return ""
+	}
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		p.faultf("vaultAddress must be http:// or https:// with a host and an optional port, and nothing else")
+		return ""
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: strings.ToLower(u.Host)}).String()
+}
+
+// file returns a path in the provider's own file system; empty when it is not set.
+func (p *parser) file(key string) string {
+	value := p.text(key)
+	if value == "" {
+		return ""
+	}
+	if !path.IsAbs(value) {
+		p.faultf("%s %s is not an absolute path in the provider's container", key, Quote(value))
+		return ""
+	}
+	return path.Clean(value)
+}
+
+// vaultPath returns a parameter that is a path of Vault; empty when it is not set.
+func (p *parser) vaultPath(key string) string {
+	value := p.params[key]
+	if value == "" {
+		return ""
+	}
+	clean, err := cleanPath(value)
+	if err != nil {
+		p.faultf("%s %s %v", key, Quote(value), err)
+	}
+	return clean
+}
+
+// cleanPath returns a path of Vault without outer or double slashes. It refuses what Vault, or a proxy before it, could take
+// for another path.
+func cleanPath(text string) (string, error) {
+	if err := printable(text); err != nil {
+		return "", err
+	}
+	lower := strings.ToLower(text)
+	switch {
+	case strings.Contains(lower, "%2f"), strings.Contains(lower, "%2e"):
+		return "", errEscaped
+	case strings.ContainsAny(text, "?#"):
+		return "", errQuery
+	case slices.Contains(strings.Split(text, "/"), ".."):
+		return "", errDotDot
+	}
+	clean := strings.Trim(path.Clean("/"+text), "/")
+	if clean == "" {
+		return "", errEmpty
+	}
+	return clean, nil
+}
