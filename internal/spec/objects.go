@@ -61,7 +61,7 @@ func list(text string) ([]*yaml.Node, error) {
 		return nil, errors.New("is empty: it must list the files of the volume")
 	}
 	if spend(&doc, maxYAML) < 0 {
-		return nil, errors.New("is too large once its YAML aliases are written out")
+		return nil, errors.New("is too large, counted with its YAML aliases written out")
 	}
 	items := doc.Content[0]
 	switch {

@@ -1,0 +1,115 @@
+package spec_test
+
+import (
+	"encoding/json"
+	"errors"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+// FuzzParse: what is accepted parses to the same again and can be written by the driver; what is refused says why, in bounds.
+func FuzzParse(f *testing.F) {
+	seed := func(changes ...func(*call)) {
+		c := validCall()
+		for _, change := range changes {
+			change(c)
+		}
+		in := c.input(f)
+		f.Add(in.Attributes, in.Secrets, in.TargetPath, in.Permission)
+	}
+	seed()
+	seed(names("a/b", "a-b", "..a", `"a\0b"`))
+	seed(item("method: put", "secretArgs: {a: &a [1, 2.5, 2020-01-01], b: *a}", "filePermission: 0600", "encoding: HEX"))
+	seed(item("<<: {secretKey: k}"), param("vaultAddress", "https://u:p@[::1%25eth0]:8200/?q#f"))
+	seed(param("vaultAuthMountPath", "/v1/..%2f"), param("vaultSkipTLSVerify", "f"), param("objects", "- &a [*a]"))
+	f.Add(`{"objects":"- {objectName: a, secretPath: /v1/a?b=c&a, secretArgs: {}}","roleName":"r"}`, "null", "/pods/a/volumes/kubernetes.io~csi/b/mount", "0")
+	f.Add("{", "{", "//", "-1")
+
+	defaults := validCall().defaults
+	f.Fuzz(func(t *testing.T, attributes, secrets, target, permission string) {
+		checkParse(t, spec.Input{Attributes: attributes, Secrets: secrets, TargetPath: target, Permission: permission}, defaults)
+	})
+}
+
+// FuzzParseObjects reaches deeper into the YAML, which inside of JSON is hard to mutate.
+func FuzzParseObjects(f *testing.F) {
+	f.Add(objects)
+	f.Add("- {objectName: a/b, secretPath: '/v1/a?version=2&a', method: put, encoding: hex, filePermission: 0o600}")
+	f.Add("- &a {objectName: a, secretPath: b, secretArgs: &b {c: [1, 2.5, 2020-01-01, !!binary YQ==]}}\n- {<<: *a, objectName: c}")
+	f.Add("- {objectName: a, secretPath: b, secretArgs: {? [a] : b}, filePermission: \"0600\"}")
+	f.Fuzz(func(t *testing.T, objects string) {
+		c := validCall()
+		c.params["objects"] = objects
+		checkParse(t, c.input(t), c.defaults)
+	})
+}
+
+func checkParse(t *testing.T, in spec.Input, defaults spec.Defaults) {
+	req, err := spec.Parse(in, defaults)
+	if err != nil {
+		checkFaults(t, err)
+		return
+	}
+	again, err := spec.Parse(in, defaults)
+	if err != nil || !reflect.DeepEqual(req, again) {
+		t.Errorf("parsed again: %+v, %v\nfirst: %+v", again, err, req)
+	}
+	checkNames(t, req.Spec.Objects)
+	for _, o := range req.Spec.Objects {
+		checkRead(t, o.Read)
+		if o.Mode < 1 || o.Mode > 0o777 {
+			t.Errorf("mode %#o", o.Mode)
+		}
+	}
+}
+
+func checkFaults(t *testing.T, err error) {
+	var e *spec.Error
+	if !errors.As(err, &e) || len(e.Faults) == 0 || len(e.Faults) > 16 {
+		t.Fatalf("not a bounded *Error: %v", err)
+	}
+	for _, fault := range e.Faults {
+		if fault == "" || len(fault) > 512 {
+			t.Errorf("fault of %d bytes", len(fault))
+		}
+	}
+}
+
+// checkNames applies the driver's rules, said in another way than the parser does.
+func checkNames(t *testing.T, objects []spec.Object) {
+	files := make(map[string]bool)
+	for _, o := range objects {
+		if !filepath.IsLocal(o.Name) || filepath.Clean(o.Name) != o.Name || o.Name == "." || strings.HasPrefix(o.Name, "..") || len(o.Name) > 4096 {
+			t.Errorf("name %q", o.Name)
+		}
+		for element := range strings.SplitSeq(o.Name, "/") {
+			if element == ".." || len(element) > 255 {
+				t.Errorf("element %q of name %q", element, o.Name)
+			}
+		}
+		if files[o.Name] {
+			t.Errorf("name %q is there twice", o.Name)
+		}
+		files[o.Name] = true
+	}
+	for name := range files {
+		for dir := filepath.Dir(name); dir != "."; dir = filepath.Dir(dir) {
+			if files[dir] {
+				t.Errorf("%q is a file and a folder", dir)
+			}
+		}
+	}
+}
+
+func checkRead(t *testing.T, r spec.Read) {
+	if r.Path == "" || r.Path != strings.Trim(filepath.Clean("/"+r.Path), "/") || strings.ContainsAny(r.Path, "?#\n\x00") {
+		t.Errorf("path %q", r.Path)
+	}
+	if r.Args != "" && !json.Valid([]byte(r.Args)) {
+		t.Errorf("args %q", r.Args)
+	}
+}
