@@ -384,10 +384,10 @@ func TestParseRefusesAliasBombs(t *testing.T) {
 		deep += fmt.Sprintf("    x%d: &x%d [*x%d, *x%d]\n", i, i, i-1, i-1)
 	}
 	tests := map[string]string{
-		"doubling":    deep,
-		"wide":        "a: &a " + strings.Repeat("x", 100_000) + "\n    b: [" + strings.Repeat("*a,", 900) + "]",
-		"in itself":   "a: &a [*a]",
-		"many keys":   strings.Repeat("k: 1\n    ", 50_000),
+		"doubling":  deep,
+		"wide":      "a: &a " + strings.Repeat("x", 100_000) + "\n    b: [" + strings.Repeat("*a,", 900) + "]",
+		"in itself": "a: &a [*a]",
+		"many keys": strings.Repeat("k: 1\n    ", 50_000),
 		"deep":      "a: " + strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000),
 	}
 	for name, args := range tests {
