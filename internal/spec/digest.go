@@ -29,11 +29,12 @@ func digest(params map[string]string, s *Spec) string {
 			wish["+"+key] = value
 		}
 	}
-	hash := sha256.New()
+	var text []byte
 	for _, key := range slices.Sorted(maps.Keys(wish)) {
 		if value := wish[key]; value != "" {
-			fmt.Fprintf(hash, "%d:%s%d:%s", len(key), key, len(value), value)
+			text = fmt.Appendf(text, "%d:%s%d:%s", len(key), key, len(value), value)
 		}
 	}
-	return hex.EncodeToString(hash.Sum(nil))
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
 }
