@@ -1,0 +1,210 @@
+package pods
+
+import (
+	"context"
+	"log/slog"
+	"math"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/kube"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+// The reason that the pod garbage collector gives for a pod that it fails; the API package has no name for it.
+const reasonPodGC = "DeletionByPodGC"
+
+// forgetAfter is how long the facts of a volume are kept that nobody asks for; it is many times the slowest pace of asking.
+const forgetAfter = 10 * time.Minute
+
+// Config is what a Judge needs.
+type Config struct {
+	// Cluster is asked for pods and for kubelet's Lease; required.
+	Cluster *kube.Cluster
+	// KubeletDir is kubelet's root as this process sees it, for example /var/lib/kubelet. Only its pods folder is used.
+	KubeletDir string
+	// Now reads the clock; required.
+	Now func() grant.Instant
+	// Log is where failed look-ups are told, at debug level: the verdict says what follows; required.
+	Log *slog.Logger
+}
+
+// Judge gathers the facts of pods' ends. What it remembers (since when a pod is over, since when kubelet is alive) is not
+// kept over a restart: counting anew errs on the safe side. Its methods may be called from any goroutine.
+type Judge struct {
+	cluster *kube.Cluster
+	folders folders
+	now     func() grant.Instant
+	log     *slog.Logger
+	kubelet heartbeat
+
+	mu      sync.Mutex
+	volumes map[spec.VolumeKey]*memory
+}
+
+// memory is what is remembered of a volume whose pod is over.
+type memory struct {
+	object Object
+	// since is when object was first seen.
+	since grant.Instant
+	asked grant.Instant
+	// warned is the last warning that was given out.
+	warned string
+}
+
+// New returns a Judge that remembers nothing.
+func New(cfg Config) *Judge {
+	return &Judge{
+		cluster: cfg.Cluster,
+		folders: folders{kubelet: cfg.KubeletDir, log: cfg.Log},
+		now:     cfg.Now,
+		log:     cfg.Log,
+		volumes: map[spec.VolumeKey]*memory{},
+	}
+}
+
+// Ended tells whether the grant's pod is over for good. Its cost is a look at the folder; the API server is asked only for
+// a pod that the cache does not have, until it is known to be gone. FolderSeen and Grace of the verdict should be kept in
+// the grant whenever they are set: the next answer is built on them. A warning is given once.
+func (j *Judge) Ended(ctx context.Context, g grant.Grant) grant.Verdict {
+	facts := Facts{Grace: g.Grace}
+	var seenGrace time.Duration
+	pod, object, watched := j.object(ctx, g)
+	if pod != nil {
+		seenGrace = gracePeriod(pod)
+		facts.Grace = seenGrace
+	}
+	facts.Object, facts.Unwatched = object, !watched
+	facts.Folder = j.folders.find(g.Volume, g.FolderSeen)
+
+	now := j.now()
+	since := j.remember(g.Volume, object, now)
+	facts.Over = now.Sub(since)
+	if object == ObjectGone && facts.Folder != FolderGone {
+		facts.Alive = j.kubeletAlive(ctx, since)
+	}
+	verdict := Ended(facts)
+	verdict.Grace = seenGrace
+	verdict.Warning = j.once(g.Volume, verdict.Warning)
+	return verdict
+}
+
+// object returns the grant's pod, if it is there, what it says of the end, and whether the cache has it.
+func (j *Judge) object(ctx context.Context, g grant.Grant) (pod *corev1.Pod, object Object, watched bool) {
+	uid := g.Volume.PodUID
+	if !j.cluster.Synced() {
+		return nil, ObjectUnknown, false
+	}
+	if pod, ok := j.cluster.Pod(uid); ok {
+		return pod, classify(pod), true
+	}
+	if j.knownGone(g.Volume) {
+		return nil, ObjectGone, false
+	}
+	pod, err := j.cluster.LivePod(ctx, g.Pod.Namespace, g.Pod.Name)
+	if err != nil {
+		j.log.Debug("cannot tell whether the pod exists", "pod", g.Pod.Namespace+"/"+g.Pod.Name, "uid", uid, "err", err)
+		return nil, ObjectUnknown, false
+	}
+	if pod == nil || string(pod.UID) != uid {
+		return nil, ObjectGone, false
+	}
+	return pod, classify(pod), false
+}
+
+// classify reads the end off a pod that is there. The pod garbage collector writes the phase of a pod that kubelet, being
+// away, said nothing about, just before it deletes it.
+func classify(pod *corev1.Pod) Object {
+	if pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {
+		return ObjectActive
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.DisruptionTarget && c.Status == corev1.ConditionTrue && c.Reason == reasonPodGC {
+			return ObjectGone
+		}
+	}
+	return ObjectTerminal
+}
+
+// gracePeriod is how long kubelet gives the containers: the longer of the pod's own and its deletion's, and never zero,
+// since kubelet does not kill in less than a second.
+func gracePeriod(pod *corev1.Pod) time.Duration {
+	seconds := int64(corev1.DefaultTerminationGracePeriodSeconds)
+	if own := pod.Spec.TerminationGracePeriodSeconds; own != nil {
+		seconds = *own
+	}
+	if deletion := pod.DeletionGracePeriodSeconds; deletion != nil {
+		seconds = max(seconds, *deletion)
+	}
+	const most = int64(math.MaxInt64 / time.Second)
+	return time.Duration(min(max(seconds, 1), most)) * time.Second
+}
+
+// remember notes what the volume's pod was found to be and returns since when. A pod that is not over leaves no memory;
+// neither does one that is not known, but what was known of it stays.
+func (j *Judge) remember(v spec.VolumeKey, object Object, now grant.Instant) grant.Instant {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	m := j.volumes[v]
+	switch {
+	case object == ObjectActive:
+		delete(j.volumes, v)
+		return now
+	case object == ObjectUnknown:
+		return now
+	case m == nil:
+		j.forgetLocked(now)
+		m = &memory{object: object, since: now}
+		j.volumes[v] = m
+	case m.object != object:
+		*m = memory{object: object, since: now}
+	}
+	m.asked = now
+	return m.since
+}
+
+// forgetLocked drops the volumes that are asked for no more: their grants ended, or were given up otherwise. Dropping them
+// with the verdict would let another grant of the same volume wait all over again.
+func (j *Judge) forgetLocked(now grant.Instant) {
+	for v, m := range j.volumes {
+		if now.Sub(m.asked) > forgetAfter {
+			delete(j.volumes, v)
+		}
+	}
+}
+
+// knownGone spares live reads: UIDs do not come back.
+func (j *Judge) knownGone(v spec.VolumeKey) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	m := j.volumes[v]
+	return m != nil && m.object == ObjectGone
+}
+
+// once returns the warning unless it is the one that the volume had last.
+func (j *Judge) once(v spec.VolumeKey, warning string) string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	m := j.volumes[v]
+	if m == nil || warning == "" || m.warned == warning {
+		return ""
+	}
+	m.warned = warning
+	return warning
+}
+
+// kubeletAlive returns for how long kubelet is proven alive without a gap since the given instant.
+func (j *Judge) kubeletAlive(ctx context.Context, since grant.Instant) time.Duration {
+	if j.kubelet.due(j.now()) {
+		renewed, err := j.cluster.KubeletRenewed(ctx)
+		if err != nil {
+			j.log.Debug("cannot tell whether kubelet is alive", "err", err)
+		} else {
+			j.kubelet.saw(renewed, j.now())
+		}
+	}
+	return j.kubelet.alive(since, j.now())
+}
