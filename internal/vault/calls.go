@@ -74,13 +74,16 @@ func seconds(n int64) time.Duration {
 	return time.Duration(min(max(n, 0), century)) * time.Second
 }
 
+// OpLogin is Error.Op of a login.
+const OpLogin = "logging in"
+
 // LogIn logs in with a service account token.
 func (c *Client) LogIn(ctx context.Context, namespace string, auth spec.Auth, jwt secret.Value) (Login, error) {
 	body, err := json.Marshal(map[string]string{"role": auth.Role, "jwt": jwt.Reveal()})
 	if err != nil {
 		return Login{}, fmt.Errorf("encoding the login: %w", err)
 	}
-	op := "logging in"
+	const op = OpLogin
 	reply, header, err := c.retry(ctx, call{
 		op: op, method: http.MethodPut, path: "auth/" + auth.Mount + "/login", namespace: namespace, body: body, hide: []secret.Value{jwt},
 	})
@@ -195,7 +198,10 @@ type clusterMemo struct {
 	asked time.Time
 }
 
-const clusterMemory = time.Minute
+const (
+	clusterMemory   = time.Minute
+	clusterPatience = 10 * time.Second
+)
 
 // RecentCluster returns the server's cluster id, at most a minute old; empty when the server does not tell.
 func (c *Client) RecentCluster(ctx context.Context) string {
@@ -214,6 +220,8 @@ func (c *Client) Cluster(ctx context.Context) string {
 		ClusterID string `json:"cluster_id"`
 	}
 	op := "asking for the cluster"
+	ctx, cancel := context.WithTimeout(ctx, clusterPatience)
+	defer cancel()
 	body, _, err := c.do(ctx, call{op: op, method: http.MethodGet, path: "sys/health", query: "standbyok=true&perfstandbyok=true"})
 	if err != nil || c.decode(op, body, &health) != nil {
 		return ""

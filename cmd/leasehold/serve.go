@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/leasehold-csi/leasehold/internal/admin"
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/keeper"
+	"github.com/leasehold-csi/leasehold/internal/kube"
+	"github.com/leasehold-csi/leasehold/internal/pods"
+	"github.com/leasehold-csi/leasehold/internal/server"
+	"github.com/leasehold-csi/leasehold/internal/store"
+	"github.com/leasehold-csi/leasehold/internal/vault"
+	"github.com/leasehold-csi/leasehold/provider"
+)
+
+// drainLimit bounds the wait for logins and reads at shutdown; Vault itself gives none more than 90 s.
+const drainLimit = grant.RequestLimit
+
+// serve runs the provider until ctx ends.
+func serve(ctx context.Context, args []string, stderr io.Writer) error {
+	o, err := parseServe(args, stderr)
+	if err != nil {
+		return err
+	}
+	log := logger(o.logLevel, stderr)
+	klog.SetSlogLogger(log)
+	if err := clearVaultEnvironment(); err != nil {
+		return err
+	}
+	ledger, err := openStore(ctx, o, log)
+	if err != nil {
+		return err
+	}
+	node, err := wire(o, ledger, log)
+	if err == nil {
+		err = node.run(ctx)
+	}
+	return errors.Join(err, ledger.Close())
+}
+
+func openStore(ctx context.Context, o options, log *slog.Logger) (*store.Store, error) {
+	s, err := store.Open(ctx, store.Config{
+		Dir: o.stateDir, AllowDisk: o.allowDisk, MaxBytes: o.stateMax, Now: bootTime,
+		Waiting: func() { log.Info("waiting for the process that holds the store", "dir", o.stateDir) },
+	})
+	if err == nil && s.Damaged() != "" {
+		log.Error("the store could not be read and was set aside; what it held runs out by itself", "file", s.Damaged())
+	}
+	return s, err
+}
+
+// node is everything that runs.
+type node struct {
+	options
+	log     *slog.Logger
+	cluster *kube.Cluster
+	keeper  *keeper.Keeper
+	driver  *server.Server
+	health  server.Health
+}
+
+// wire builds everything; nothing runs yet.
+func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("finding the Kubernetes API: %w", err)
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making a Kubernetes client: %w", err)
+	}
+	cluster := kube.New(kube.Config{Client: client, Node: o.node, Log: log})
+	judge := pods.New(pods.Config{Cluster: cluster, KubeletDir: o.kubeletDir, Now: bootTime, Log: log})
+	k, err := keeper.New(keeper.Config{
+		Store: ledger, Vaults: new(vault.Pool), Ended: judge.Ended, Event: cluster.Event, Now: bootTime, OrphanTTL: o.orphanTTL, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cluster.OnPod(k.Wake)
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	socket := server.NewSocket(o.endpoint)
+	driver, err := server.New(server.Config{
+		Socket:  socket,
+		Service: provider.New(provider.Config{Keeper: k, Defaults: o.defaults, VersionKey: ledger.VersionKey(), Version: version}),
+		Leave:   k.Leave,
+		Metrics: metrics,
+		Log:     log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	ready := func() error {
+		if !cluster.Synced() {
+			return errors.New("the pods of this node are not listed yet: is the Kubernetes API reachable, and may the provider list pods?")
+		}
+		return socket.Check()
+	}
+	return &node{options: o, log: log, cluster: cluster, keeper: k, driver: driver,
+		health: server.Health{Addr: o.healthAddr, Ready: ready, Metrics: metrics}}, nil
+}
+
+// run serves until ctx ends. Then no call is taken any more, waiting ones are answered, logins and reads come to their end, and
+// the rest stops. Nothing is revoked: the next process takes over.
+func (n *node) run(ctx context.Context) error {
+	if err := n.keeper.Resume(); err != nil {
+		return err
+	}
+	adminSocket, err := admin.Listen(ctx, n.stateDir)
+	if err != nil {
+		return err
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, background := errgroup.WithContext(background)
+	group.Go(func() error { return n.cluster.Run(background) })
+	group.Go(func() error { return n.keeper.Run(background) })
+	group.Go(func() error { return n.health.Run(background) })
+	group.Go(func() error {
+		return server.ServeHTTP(background, adminSocket, admin.Handler(n.node, n.keeper.Grants, bootTime))
+	})
+	group.Go(func() error {
+		defer stop()
+		listening, unlisten := either(ctx, background)
+		defer unlisten()
+		n.log.Info("serving", "endpoint", n.endpoint, "node", n.node, "version", version)
+		err := n.driver.Run(listening)
+		n.log.Info("leaving: waiting for logins and reads")
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
+		defer cancel()
+		return errors.Join(err, n.keeper.Drain(limited))
+	})
+	return group.Wait()
+}
+
+// either returns a context that ends with the first of two.
+func either(a, b context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(a)
+	stop := context.AfterFunc(b, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// bootTime reads CLOCK_BOOTTIME, which counts through suspends and never jumps.
+func bootTime() grant.Instant {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		panic("leasehold: this kernel has no CLOCK_BOOTTIME: " + err.Error())
+	}
+	return grant.Instant(time.Duration(t.Nano()))
+}

@@ -1,0 +1,180 @@
+// Package admin tells, through a socket that only root reaches, what this node holds. It shows paths, states and lives, and
+// never a token, an accessor, a lease id or a value.
+package admin
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+)
+
+const (
+	socketName = "admin.sock"
+	leasesPath = "/v1/leases"
+	// maxReport bounds what Fetch reads, in bytes.
+	maxReport = 64 << 20
+)
+
+// Report is what is held on one node. Fields are only ever added.
+type Report struct {
+	Node   string  `json:"node"`
+	Grants []Grant `json:"grants"`
+}
+
+// Grant is one login made for one pod volume.
+type Grant struct {
+	ID             string `json:"id"`
+	State          string `json:"state"`
+	Namespace      string `json:"namespace"`
+	Pod            string `json:"pod"`
+	UID            string `json:"uid"`
+	Volume         string `json:"volume"`
+	Class          string `json:"class"`
+	ServiceAccount string `json:"serviceAccount"`
+	Vault          string `json:"vault"`
+	VaultNamespace string `json:"vaultNamespace,omitempty"`
+	AuthMount      string `json:"authMount"`
+	Role           string `json:"role"`
+	// TokenSeconds is what is left of the token; absent when there is none.
+	TokenSeconds *int64  `json:"tokenSeconds,omitempty"`
+	Leases       []Lease `json:"leases,omitempty"`
+	// Cause says why it is being revoked.
+	Cause string `json:"cause,omitempty"`
+	// Problem is the last failure; absent when the last try went well.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Lease is one lease under the login.
+type Lease struct {
+	Path string `json:"path"`
+	// Seconds is what is left of it.
+	Seconds int64 `json:"seconds"`
+	// Superseded leases were replaced and run out by themselves.
+	Superseded bool `json:"superseded,omitempty"`
+}
+
+// Listen binds the admin socket in the state folder. Its caller must hold the store's lock.
+func Listen(ctx context.Context, stateDir string) (net.Listener, error) {
+	path := filepath.Join(stateDir, socketName)
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return nil, fmt.Errorf("removing the admin socket of an earlier process: %w", err)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("binding the admin socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("closing the admin socket to others: %w", err)
+	}
+	return l, nil
+}
+
+// Handler answers the admin socket. list returns what is held, now reads the clock that grants are kept by.
+func Handler(node string, list func() ([]grant.Grant, error), now func() grant.Instant) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+leasesPath, func(w http.ResponseWriter, _ *http.Request) {
+		grants, err := list()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(report(node, grants, now()))
+	})
+	return mux
+}
+
+func report(node string, grants []grant.Grant, now grant.Instant) Report {
+	r := Report{Node: node, Grants: make([]Grant, 0, len(grants))}
+	for _, g := range grants {
+		out := Grant{
+			ID: g.ID, State: string(g.State), Namespace: g.Pod.Namespace, Pod: g.Pod.Name, UID: g.Pod.UID,
+			Volume: g.Volume.Volume, Class: g.Class, ServiceAccount: g.Pod.ServiceAccount,
+			Vault: g.Server.Address, VaultNamespace: g.Namespace, AuthMount: g.Auth.Mount, Role: g.Auth.Role,
+			Cause: g.Cause, Problem: g.Problem,
+		}
+		if !g.Token.IsZero() {
+			out.TokenSeconds = new(int64(g.Login.Left(now) / time.Second))
+		}
+		for _, l := range g.Leases {
+			out.Leases = append(out.Leases, Lease{Path: l.Read.Path, Seconds: int64(l.Term.Left(now) / time.Second), Superseded: l.Superseded})
+		}
+		r.Grants = append(r.Grants, out)
+	}
+	slices.SortFunc(r.Grants, func(a, b Grant) int {
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Pod, b.Pod), strings.Compare(a.Volume, b.Volume), strings.Compare(a.ID, b.ID))
+	})
+	return r
+}
+
+// Fetch asks the provider that keeps its state in stateDir.
+func Fetch(ctx context.Context, stateDir string) (r Report, err error) {
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", filepath.Join(stateDir, socketName))
+	}}}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://leasehold"+leasesPath, nil)
+	if err != nil {
+		return r, fmt.Errorf("asking the provider: %w", err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return r, fmt.Errorf("asking the provider (is it running on this node, and is %s its --state-dir?): %w", stateDir, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return r, fmt.Errorf("asking the provider: it answered %s", resp.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxReport)).Decode(&r); err != nil {
+		return r, fmt.Errorf("reading the provider's answer: %w", err)
+	}
+	return r, nil
+}
+
+// WriteTable writes a report for people: one line for each lease, or for each grant that has none.
+func WriteTable(w io.Writer, r Report) error {
+	if len(r.Grants) == 0 {
+		_, err := fmt.Fprintf(w, "Nothing is held on node %s.\n", r.Node)
+		return err
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(t, "POD\tVOLUME\tSTATE\tROLE\tLEASE\tLEFT\tTOKEN\tNOTE")
+	for _, g := range r.Grants {
+		token := "-"
+		if g.TokenSeconds != nil {
+			token = left(*g.TokenSeconds)
+		}
+		line := func(path, leaseLeft, note string) {
+			_, _ = fmt.Fprintf(t, "%s/%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Namespace, g.Pod, g.Volume, g.State, g.Role, path, leaseLeft, token, note)
+		}
+		note := cmp.Or(g.Problem, g.Cause)
+		if len(g.Leases) == 0 {
+			line("-", "-", note)
+		}
+		for _, l := range g.Leases {
+			if l.Superseded {
+				line(l.Path, left(l.Seconds), "replaced, running out")
+			} else {
+				line(l.Path, left(l.Seconds), note)
+			}
+		}
+	}
+	return t.Flush()
+}
+
+func left(seconds int64) string { return (time.Duration(seconds) * time.Second).String() }

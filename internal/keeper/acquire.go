@@ -1,0 +1,174 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/render"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+// Errors of Acquire that are neither Vault's nor the request's fault.
+var (
+	// ErrWorking: Vault has not answered yet; the work goes on, and the next try finds its result.
+	ErrWorking = errors.New("Vault has not answered yet; the work goes on and the next try picks it up") //nolint:staticcheck // a name
+	// ErrLeaving: the provider is shutting down; the work goes on until it is done.
+	ErrLeaving = errors.New("the provider is being restarted; the next try reaches the new one")
+	// ErrNoToken: a login is needed and kubelet sent no service account token.
+	ErrNoToken = errors.New("kubelet sent no service account token")
+	errPanic   = errors.New("the provider failed; its log says where")
+)
+
+// flight is one piece of work for one volume, which every Mount of that volume meanwhile waits for.
+type flight struct {
+	digest string
+	done   chan struct{}
+	files  []render.File
+	err    error
+}
+
+// Acquire answers the files that req asks for: from the store when nothing is due, else with Vault's help. The work goes on
+// when ctx ends first, because an aborted login or read can leave tokens and credentials that nobody knows.
+func (k *Keeper) Acquire(ctx context.Context, req *spec.Request) ([]render.File, error) {
+	for {
+		held, err := k.held(req)
+		if err != nil || held.fresh {
+			return held.files, err
+		}
+		f, err := k.join(ctx, req)
+		if err != nil {
+			return held.filesOr(err)
+		}
+		select {
+		case <-f.done:
+			if f.digest == req.Spec.Digest {
+				return f.files, f.err
+			}
+		case <-ctx.Done():
+			return held.filesOr(ErrWorking)
+		case <-k.leaving:
+			return held.filesOr(ErrLeaving)
+		}
+	}
+}
+
+// Leave has every waiting Mount answered now; their work goes on.
+func (k *Keeper) Leave() { k.leavingOnce.Do(func() { close(k.leaving) }) }
+
+// Drain admits no new work and waits until the logins and reads under way are over, or ctx ends.
+func (k *Keeper) Drain(ctx context.Context) error {
+	k.mounts.Lock()
+	k.mounts.closed = true
+	k.mounts.Unlock()
+	idle := make(chan struct{})
+	go func() { k.mounts.running.Wait(); close(idle) }()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for logins and reads: %w", context.Cause(ctx))
+	}
+}
+
+// holding is what the store can answer.
+type holding struct {
+	files []render.File
+	// fresh: nothing of it is due.
+	fresh bool
+}
+
+func (h holding) filesOr(err error) ([]render.File, error) {
+	if h.files != nil {
+		return h.files, nil
+	}
+	return nil, err
+}
+
+// held answers from the store: no request to anybody.
+func (k *Keeper) held(req *spec.Request) (holding, error) {
+	grants, err := k.Store.OfVolume(req.Volume)
+	if err != nil {
+		return holding{}, fmt.Errorf("reading the store: %w", err)
+	}
+	g := serving(grants, req.Spec.Digest)
+	if g == nil {
+		return holding{}, nil
+	}
+	answers, err := k.Store.Answers(g.ID)
+	if err != nil {
+		return holding{}, fmt.Errorf("reading the store: %w", err)
+	}
+	files, err := render.Files(req.Spec.Objects, answers)
+	if err != nil {
+		return holding{}, nil //nolint:nilerr // content is droppable: what does not render is read again
+	}
+	now := k.Now()
+	return holding{files: files, fresh: !g.TokenDue(now) && len(due(g, req.Spec.Objects, answers, now)) == 0}, nil
+}
+
+// serving is the grant whose answers the volume shows, when it was made for the same wish.
+func serving(grants []grant.Grant, digest string) *grant.Grant {
+	for i := range grants {
+		if g := &grants[i]; g.State == grant.Active && g.Digest == digest {
+			return g
+		}
+	}
+	return nil
+}
+
+// due lists the distinct reads of objects that have no answer or one that should be read again.
+func due(g *grant.Grant, objects []spec.Object, answers map[spec.Read]grant.Answer, now grant.Instant) []spec.Read {
+	var reads []spec.Read
+	seen := make(map[spec.Read]bool, len(objects))
+	for _, o := range objects {
+		if seen[o.Read] {
+			continue
+		}
+		seen[o.Read] = true
+		if a, ok := answers[o.Read]; !ok || g.AnswerDue(a, now) {
+			reads = append(reads, o.Read)
+		}
+	}
+	return reads
+}
+
+// join returns the volume's flight, beginning one when there is none.
+func (k *Keeper) join(ctx context.Context, req *spec.Request) (*flight, error) {
+	k.mounts.Lock()
+	defer k.mounts.Unlock()
+	if f, ok := k.mounts.underway[req.Volume]; ok {
+		return f, nil
+	}
+	if k.mounts.closed {
+		return nil, ErrLeaving
+	}
+	f := &flight{digest: req.Spec.Digest, done: make(chan struct{})}
+	k.mounts.underway[req.Volume] = f
+	k.mounts.running.Go(func() {
+		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), grant.RequestLimit)
+		defer cancel()
+		f.files, f.err = k.mountGuarded(work, req)
+		k.mounts.Lock()
+		delete(k.mounts.underway, req.Volume)
+		k.mounts.Unlock()
+		close(f.done)
+		k.Wake(req.Volume.PodUID)
+	})
+	return f, nil
+}
+
+func (k *Keeper) mountGuarded(ctx context.Context, req *spec.Request) (files []render.File, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			k.Log.Error("panic during a mount", "pod", req.Pod.Namespace+"/"+req.Pod.Name, "panic", fmt.Sprintf("%T", p))
+			files, err = nil, errPanic
+		}
+	}()
+	begin := time.Now()
+	files, err = k.mount(ctx, req)
+	k.Log.Debug("mount work done", "pod", req.Pod.Namespace+"/"+req.Pod.Name, "volume", req.Volume.Volume, "took", time.Since(begin), "ok", err == nil)
+	return files, err
+}

@@ -1,0 +1,325 @@
+package keeper
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/render"
+	"github.com/leasehold-csi/leasehold/internal/secret"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/store"
+	"github.com/leasehold-csi/leasehold/internal/vault"
+)
+
+const (
+	// readers is how many reads of one Mount are under way at a time.
+	readers = 8
+	// roomPerMount is what must be free for content before a login is made, in bytes.
+	roomPerMount = 1 << 20
+)
+
+// mount makes the volume's files with Vault's help. Only one runs for a volume at a time.
+func (k *Keeper) mount(ctx context.Context, req *spec.Request) ([]render.File, error) {
+	client, err := k.Vaults.Client(req.Spec.Server)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.Store.Room(roomPerMount); err != nil {
+		return nil, err
+	}
+	c, err := k.claim(req)
+	if err != nil {
+		return nil, fmt.Errorf("recording the mount: %w", err)
+	}
+	files, inDoubt, err := k.fill(ctx, client, c.grant, req)
+	c.busy = max(c.busy, inDoubt)
+	if err == nil {
+		return files, k.activate(c)
+	}
+	if putErr := k.setBack(c, err); putErr != nil {
+		return nil, errors.Join(err, putErr)
+	}
+	if c.serving {
+		k.Event(req.Pod, "Warning", "RefreshFailed", fmt.Sprintf("volume %q keeps its content: %v", req.Volume.Volume, err))
+		if held, heldErr := k.held(req); heldErr == nil && held.files != nil {
+			return held.files, nil
+		}
+	}
+	return nil, err
+}
+
+// fill logs in unless g has a token, reads what is due and renders. inDoubt is until when Vault may be working on a request
+// that nobody waits for any more; zero when there is none.
+func (k *Keeper) fill(ctx context.Context, client *vault.Client, g grant.Grant, req *spec.Request) (files []render.File, inDoubt grant.Instant, err error) {
+	s := session(&g)
+	if g.Token.IsZero() {
+		if s, err = k.logIn(ctx, client, g, req.JWT); err != nil {
+			return nil, 0, err
+		}
+		if g, err = k.Store.Get(g.ID); err != nil {
+			return nil, 0, err
+		}
+	}
+	if g.Unleasable != "" && len(g.Leases) > 0 { // an earlier try met it; another read would make another lease
+		return nil, 0, &RefusedError{Path: g.Leases[0].Read.Path, Why: leasedBut + g.Unleasable}
+	}
+	answers, err := k.Store.Answers(g.ID)
+	if err != nil {
+		return nil, 0, err
+	}
+	if inDoubt, err = k.readAll(ctx, client, s, g, due(&g, req.Spec.Objects, answers, k.Now())); err != nil {
+		return nil, inDoubt, err
+	}
+	if answers, err = k.Store.Answers(g.ID); err != nil {
+		return nil, 0, err
+	}
+	files, err = render.Files(req.Spec.Objects, answers)
+	return files, 0, err
+}
+
+// claim is what a Mount works with.
+type claim struct {
+	grant grant.Grant
+	// busy is what the grant's BusyUntil must at least be when the work is over: requests of an earlier try may linger.
+	busy grant.Instant
+	// serving: the volume already shows something.
+	serving bool
+}
+
+// claim picks the grant to work with, or records a new one, and marks it busy. Whatever else the volume has that no Mount will
+// use again is let go.
+func (k *Keeper) claim(req *spec.Request) (c claim, err error) {
+	now := k.Now()
+	busy := now.Add(2 * grant.RequestLimit) // this work's own limit, and Vault's for a request sent at its end
+	var dropped []string
+	err = k.Store.UpdateVolume(req.Volume, func(grants []*grant.Grant) error {
+		for _, g := range grants {
+			same := g.Digest == req.Spec.Digest
+			switch {
+			case g.State == grant.Active:
+				c.serving = true
+				if !same || !g.Readable(now) || g.TokenDue(now) {
+					continue
+				}
+			case g.State == grant.Partial && same && g.Readable(now):
+				g.State = grant.Pending // a crash from here on leaves reads that nobody knows of
+			case g.State == grant.Partial, g.State == grant.Pending:
+				g.State, g.Cause = grant.Revoking, "a later mount of the volume cannot go on from it"
+				dropped = append(dropped, g.ID)
+				continue
+			default:
+				continue
+			}
+			c.busy, g.BusyUntil, g.Tried = g.BusyUntil, busy, now
+			c.grant = *g
+		}
+		return nil
+	})
+	for _, id := range dropped {
+		k.queue.Add(id)
+	}
+	if err != nil || c.grant.ID != "" {
+		return c, err
+	}
+	c.grant = newGrant(req, now)
+	c.grant.BusyUntil = busy
+	return c, k.Store.Put(c.grant)
+}
+
+func newGrant(req *spec.Request, now grant.Instant) grant.Grant {
+	var random [8]byte
+	_, _ = rand.Read(random[:]) // never fails
+	return grant.Grant{
+		ID:     fmt.Sprintf("%016x-%s", int64(now), hex.EncodeToString(random[:])),
+		Volume: req.Volume, Pod: req.Pod, Class: req.Class,
+		Server: req.Spec.Server, Namespace: req.Spec.Namespace, Auth: req.Spec.Auth, Digest: req.Spec.Digest,
+		State: grant.Pending, Created: now, Tried: now,
+	}
+}
+
+// logIn logs in, records the token, and then shortens its life to the orphan TTL.
+func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant, jwt secret.Value) (vault.Session, error) {
+	if jwt.IsZero() {
+		return vault.Session{}, ErrNoToken
+	}
+	cluster := make(chan string, 1)
+	go func() { cluster <- client.RecentCluster(ctx) }()
+	from := k.Now()
+	login, err := client.LogIn(ctx, g.Namespace, g.Auth, jwt)
+	id := <-cluster
+	if err != nil {
+		return vault.Session{}, err
+	}
+	term := grant.NewTerm(from, login.TTL, login.Renewable)
+	_, err = k.Store.Update(g.ID, func(g *grant.Grant) error {
+		g.Token, g.Accessor, g.Login, g.Unleasable, g.Cluster = login.Token, login.Accessor, term, login.Unleasable, id
+		return nil
+	})
+	if err != nil { // what cannot be recorded must not stay
+		return vault.Session{}, errors.Join(err, client.RevokeSelf(ctx, login.Session))
+	}
+	k.Log.Info("logged in", "grant", g.ID, "pod", g.Pod.Namespace+"/"+g.Pod.Name, "volume", g.Volume.Volume, "role", g.Auth.Role, "ttl", login.TTL)
+	if login.TTL != 0 && login.TTL <= k.OrphanTTL || !login.Renewable {
+		return login.Session, nil
+	}
+	from = k.Now()
+	life, err := client.RenewSelf(ctx, login.Session, k.OrphanTTL)
+	_, putErr := k.Store.Update(g.ID, func(g *grant.Grant) error {
+		if err == nil {
+			g.Login = grant.NewTerm(from, life.TTL, life.Renewable)
+		} else { // it may have been shortened or not: renew for the one, wait out the other
+			g.Login.From, g.Login.TTL, g.Login.Full = from, k.OrphanTTL, k.OrphanTTL
+		}
+		return nil
+	})
+	return login.Session, putErr
+}
+
+// readAll makes reads, a few at a time, and waits for every one: a read that is given up can leave credentials that nobody
+// knows. inDoubt is as for fill.
+func (k *Keeper) readAll(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, reads []spec.Read) (inDoubt grant.Instant, err error) {
+	errs := make([]error, len(reads))
+	free := make(chan struct{}, readers)
+	var all sync.WaitGroup
+	for i, r := range reads {
+		free <- struct{}{}
+		all.Go(func() {
+			defer func() { <-free }()
+			errs[i] = k.read(ctx, client, s, g, r)
+		})
+	}
+	all.Wait()
+	for _, e := range errs {
+		if vault.KindOf(e) == vault.InDoubt {
+			inDoubt = k.Now().Add(grant.RequestLimit)
+		}
+		if err == nil {
+			err = e
+		}
+	}
+	return inDoubt, err
+}
+
+// read makes one read and records the answer with its lease.
+func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, r spec.Read) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			k.Log.Error("panic during a read", "grant", g.ID, "panic", fmt.Sprintf("%T", p))
+			err = errPanic
+		}
+	}()
+	from := k.Now()
+	reply, err := client.Read(ctx, s, r)
+	if err != nil {
+		return err
+	}
+	if !reply.Token.IsZero() {
+		return k.refuseToken(g, r, reply)
+	}
+	lease := grant.Lease{ID: reply.LeaseID, Read: r, Term: grant.NewTerm(from, reply.TTL, reply.Renewable)}
+	leased := !lease.ID.IsZero()
+	change := func(g *grant.Grant) error {
+		g.Supersede(r, from)
+		if leased {
+			g.Leases = append(g.Leases, lease)
+		}
+		return nil
+	}
+	if leased && g.Unleasable != "" {
+		if _, err := k.Store.Update(g.ID, change); err != nil {
+			return fmt.Errorf("recording the lease of %q: %w", r.Path, err)
+		}
+		return &RefusedError{Path: r.Path, Why: leasedBut + g.Unleasable}
+	}
+	answer := grant.Answer{Read: r, Body: reply.Body, Leased: leased}
+	if reply.RefreshAfter > 0 {
+		answer.RefreshAt = from.Add(reply.RefreshAfter)
+	}
+	if _, err := k.Store.PutAnswer(g.ID, answer, change); err != nil {
+		return fmt.Errorf("recording the answer of %q: %w", r.Path, err)
+	}
+	return nil
+}
+
+const leasedBut = "its secret is leased, but "
+
+// RefusedError says why an answer of Vault's is not put into a volume.
+type RefusedError struct {
+	Path, Why string
+}
+
+// Error implements error.
+func (e *RefusedError) Error() string { return fmt.Sprintf("%q cannot be used: %s", e.Path, e.Why) }
+
+// refuseToken records a token that a read brought, as a grant of its own to be revoked: it would outlive the pod.
+func (k *Keeper) refuseToken(g grant.Grant, r spec.Read, reply vault.Reply) error {
+	stray := g
+	stray.ID += "-" + hex.EncodeToString(fmt.Appendf(nil, "%x", k.Now()))
+	stray.State, stray.Cause = grant.Revoking, "a token that reading a secret brought"
+	stray.Token, stray.Accessor, stray.Leases, stray.BusyUntil = reply.Token, secret.Value{}, nil, 0
+	const unknown = 32 * 24 * time.Hour // Vault's default maximum
+	stray.Login = grant.NewTerm(k.Now(), max(reply.TTL, unknown), false)
+	if err := k.Store.Put(stray); err != nil {
+		return fmt.Errorf("recording a token to be revoked: %w", err)
+	}
+	k.queue.Add(stray.ID)
+	return &RefusedError{Path: r.Path, Why: "the answer is a Vault token (it has an auth block), and tokens are not secrets to mount; the token is being revoked"}
+}
+
+var errEnded = errors.New("the pod ended during the mount")
+
+// activate makes the claimed grant what the volume shows, and what it showed before a superseded one.
+func (k *Keeper) activate(c claim) error {
+	ended := false
+	err := k.Store.UpdateVolume(c.grant.Volume, func(grants []*grant.Grant) error {
+		for _, g := range grants {
+			switch {
+			case g.ID == c.grant.ID:
+				g.BusyUntil = c.busy
+				if ended = g.State == grant.Revoking; !ended {
+					g.State, g.Problem = grant.Active, ""
+				}
+			case g.State == grant.Active:
+				g.State = grant.Superseded
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("recording the mount: %w", err)
+	}
+	if ended {
+		return errEnded
+	}
+	return nil
+}
+
+// setBack records that the work failed. Without a token there is nothing to keep; what found no room would only be read, and
+// leased, again at the next try.
+func (k *Keeper) setBack(c claim, failure error) error {
+	now := k.Now()
+	g, err := k.Store.Update(c.grant.ID, func(g *grant.Grant) error {
+		if g.State == grant.Pending {
+			g.State = grant.Partial
+		}
+		g.BusyUntil, g.Tried, g.Problem = c.busy, now, failure.Error()
+		return nil
+	})
+	switch {
+	case err != nil:
+	case g.Token.IsZero():
+		err = k.Store.Delete(g.ID)
+	case g.State == grant.Partial && errors.Is(failure, store.ErrFull):
+		err = k.letGo(g.ID, "its answers found no room in the store")
+	}
+	if err != nil {
+		return fmt.Errorf("recording the failure: %w", err)
+	}
+	return nil
+}

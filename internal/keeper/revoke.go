@@ -1,0 +1,67 @@
+package keeper
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/vault"
+)
+
+// probeIncrement is the life that a lease is left with by the probe before the revocation, which follows at once.
+const probeIncrement = time.Minute
+
+// revoke gives a grant back to Vault and forgets it once it is certainly gone.
+func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, error) {
+	switch now := k.Now(); {
+	case g.Busy(now):
+		return g.BusyUntil, nil
+	case g.Token.IsZero():
+		return 0, k.forget(g, "there was no login")
+	case g.Login.Over(now):
+		return 0, k.forget(g, "ran out")
+	}
+	client, err := k.Vaults.Client(g.Server)
+	if err != nil {
+		return k.later(g, err)
+	}
+	if err := k.probe(ctx, client, g); err != nil {
+		return k.later(g, err)
+	}
+	_, err = within(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, client.RevokeSelf(ctx, session(&g)) })
+	switch {
+	case err == nil:
+		return 0, k.forget(g, "revoked")
+	case vault.KindOf(err) == vault.InvalidToken && k.sameCluster(ctx, client, g):
+		return 0, k.forget(g, "was gone already")
+	}
+	return k.later(g, err)
+}
+
+// probe asks for a small renewal of each lease and fails when the engine's back end does: Vault gives a lease up after six
+// failed revocations (about ten minutes) and the user would stay for ever, while a token that still lives keeps its leases.
+func (k *Keeper) probe(ctx context.Context, client *vault.Client, g grant.Grant) error {
+	for _, l := range g.Leases {
+		if !l.Term.Renewable || l.Term.Left(k.Now()) == 0 {
+			continue
+		}
+		_, err := within(ctx, func(ctx context.Context) (vault.Life, error) {
+			return client.RenewLease(ctx, session(&g), l.ID, probeIncrement)
+		})
+		if vault.KindOf(err) == vault.BackEndDown {
+			return fmt.Errorf("the back end of %q is down, so the revocation waits for it: %w", l.Read.Path, err)
+		}
+		// Any other failure is not the back end's: the revocation itself will tell.
+	}
+	return nil
+}
+
+func (k *Keeper) forget(g grant.Grant, how string) error {
+	if err := k.Store.Delete(g.ID); err != nil {
+		return fmt.Errorf("forgetting a grant: %w", err)
+	}
+	k.Log.Info("gave a grant back", "grant", g.ID, "pod", g.Pod.Namespace+"/"+g.Pod.Name, "uid", g.Pod.UID, "volume", g.Volume.Volume,
+		"cause", g.Cause, "outcome", how, "leases", len(g.Leases))
+	return nil
+}

@@ -1,0 +1,141 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
+)
+
+const (
+	// checkEvery is the pause between two looks at our place in the driver's folder.
+	checkEvery = 3 * time.Second
+	// leaveAfter is how long Mounts under way at shutdown may take before they are answered with an error. They normally take
+	// milliseconds, and one that is answered well needs no second try.
+	leaveAfter = 20 * time.Second
+	// maxRequest bounds a Mount request, in bytes.
+	maxRequest = 4 << 20
+)
+
+// Config is what a Server works with. Every field must be set.
+type Config struct {
+	Socket  *Socket
+	Service v1alpha1.CSIDriverProviderServer
+	// Leave has waiting Mounts answered at once.
+	Leave   func()
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
+}
+
+// Server serves the driver.
+type Server struct {
+	Config
+	grpc  *grpc.Server
+	calls *prometheus.CounterVec
+}
+
+// New returns a Server that does not listen yet.
+func New(c Config) (*Server, error) {
+	s := &Server{Config: c, calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "leasehold_calls_total", Help: "Calls of the CSI driver, by gRPC method and code.",
+	}, []string{"method", "code"})}
+	if err := c.Metrics.Register(s.calls); err != nil {
+		return nil, fmt.Errorf("registering metrics: %w", err)
+	}
+	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequest), grpc.ChainUnaryInterceptor(s.observe, s.recover))
+	v1alpha1.RegisterCSIDriverProviderServer(s.grpc, c.Service)
+	return s, nil
+}
+
+// Run listens until ctx ends and then returns when every call is answered. While it runs it listens anew when the socket
+// vanishes from the driver's folder.
+func (s *Server) Run(ctx context.Context) error {
+	l, err := s.Socket.Bind()
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	serve := func(l net.Listener) {
+		group.Go(func() error {
+			if err := s.grpc.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+				return fmt.Errorf("serving the driver: %w", err)
+			}
+			return nil
+		})
+	}
+	serve(l)
+	group.Go(func() error {
+		s.stay(ctx, serve)
+		s.stop()
+		return nil
+	})
+	return group.Wait()
+}
+
+// stay keeps our place in the driver's folder until ctx ends.
+func (s *Server) stay(ctx context.Context, serve func(net.Listener)) {
+	tick := time.NewTicker(checkEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := s.Socket.Check()
+		if err != nil {
+			s.Log.Error("the provider's socket", "err", err)
+		}
+		if !errors.Is(err, errGone) {
+			continue
+		}
+		l, err := s.Socket.Bind()
+		if err != nil {
+			s.Log.Error("listening again", "err", err)
+			continue
+		}
+		s.Log.Info("listening again")
+		serve(l)
+	}
+}
+
+// stop takes no new calls and waits for those under way.
+func (s *Server) stop() {
+	timer := time.AfterFunc(leaveAfter, s.Leave)
+	defer timer.Stop()
+	s.grpc.GracefulStop()
+}
+
+// observe logs and counts each call once.
+func (s *Server) observe(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	begin := time.Now()
+	resp, err := handler(ctx, req)
+	code := status.Code(err)
+	s.calls.WithLabelValues(info.FullMethod, code.String()).Inc()
+	level := slog.LevelDebug
+	if err != nil {
+		level = slog.LevelWarn
+	}
+	s.Log.Log(ctx, level, "call", "method", info.FullMethod, "code", code.String(), "took", time.Since(begin).Round(time.Microsecond), "err", err)
+	return resp, err
+}
+
+// recover turns a panic into an error of the one call. What the panic says could hold a secret, so only its type is told.
+func (s *Server) recover(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.Log.Error("panic in a call", "method", info.FullMethod, "panic", fmt.Sprintf("%T", p))
+			resp, err = nil, status.Error(codes.Internal, "the provider failed; its log says where")
+		}
+	}()
+	return handler(ctx, req)
+}

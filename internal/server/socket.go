@@ -1,0 +1,131 @@
+// Package server runs what listens: the provider's socket for the driver, and the node-local HTTP end points for health and
+// metrics.
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Socket is the provider's place in the driver's folder. It is bound under another name and then renamed, so that the path
+// always leads to somebody who listens; it is never removed at exit, because by then it may be the next process's.
+type Socket struct {
+	path string
+
+	mu sync.Mutex
+	id fileID // of the socket that we bound last
+}
+
+type fileID struct{ dev, ino uint64 }
+
+// NewSocket returns the socket for a path; nothing is bound yet.
+func NewSocket(path string) *Socket { return &Socket{path: path} }
+
+// Bind listens at the path, taking the place of whatever is there. Only root and our own user are let in.
+func (s *Socket) Bind() (net.Listener, error) {
+	dir, name := filepath.Split(s.path)
+	temporary := filepath.Join(dir, fmt.Sprintf(".%s.%d", name, os.Getpid()))
+	_ = os.Remove(temporary) // of a process that had our pid
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("binding the provider's socket in %s: %w", dir, err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := s.publish(temporary); err != nil {
+		_ = l.Close()
+		_ = os.Remove(temporary)
+		return nil, err
+	}
+	return trusted{l}, nil
+}
+
+func (s *Socket) publish(temporary string) error {
+	if err := os.Chmod(temporary, 0o600); err != nil {
+		return fmt.Errorf("closing the provider's socket to others: %w", err)
+	}
+	id, err := identify(temporary)
+	if err != nil {
+		return fmt.Errorf("looking at the provider's socket: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Rename(temporary, s.path); err != nil {
+		return fmt.Errorf("moving the provider's socket into place: %w", err)
+	}
+	s.id = id
+	return nil
+}
+
+// Errors of Check.
+var (
+	errGone    = errors.New("the provider's socket is gone from the driver's folder")
+	errForeign = errors.New("another provider listens in our place")
+)
+
+// Check tells whether the path still leads to us: nil, errGone when it leads to nobody, errForeign when it leads to somebody
+// else who answers.
+func (s *Socket) Check() error {
+	id, err := identify(s.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return errGone
+	}
+	if err != nil {
+		return fmt.Errorf("looking at the provider's socket: %w", err)
+	}
+	s.mu.Lock()
+	ours := id == s.id
+	s.mu.Unlock()
+	if ours {
+		return nil
+	}
+	conn, err := net.DialTimeout("unix", s.path, time.Second)
+	if err != nil {
+		return errGone
+	}
+	_ = conn.Close()
+	return fmt.Errorf("%w at %s: two providers are set up for one name", errForeign, s.path)
+}
+
+func identify(path string) (fileID, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return fileID{}, &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	return fileID{dev: st.Dev, ino: st.Ino}, nil
+}
+
+// trusted lets in only peers that run as root or as our own user: the request carries service account tokens, and the answer
+// secrets.
+type trusted struct{ *net.UnixListener }
+
+func (t trusted) Accept() (net.Conn, error) {
+	for {
+		conn, err := t.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		if peerTrusted(conn) {
+			return conn, nil
+		}
+		_ = conn.Close()
+	}
+}
+
+func peerTrusted(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var peer *unix.Ucred
+	if err := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil || peer == nil {
+		return false
+	}
+	return peer.Uid == 0 || int(peer.Uid) == os.Geteuid()
+}

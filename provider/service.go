@@ -1,0 +1,97 @@
+package provider
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"time"
+
+	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
+
+	"github.com/leasehold-csi/leasehold/internal/keeper"
+	"github.com/leasehold-csi/leasehold/internal/render"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+const (
+	// answerWithin is the longest that a Mount lets its caller wait; kubelet gives up after 2 m.
+	answerWithin = time.Minute
+	// answerBefore is how long before the caller's deadline Mount answers at the latest.
+	answerBefore = 5 * time.Second
+
+	apiVersion  = "v1alpha1"
+	runtimeName = "leasehold"
+)
+
+// Config is what a Service works with. Every field must be set.
+type Config struct {
+	Keeper *keeper.Keeper
+	// Defaults fill what a SecretProviderClass leaves out.
+	Defaults spec.Defaults
+	// VersionKey keys the object versions, which are shown to whoever may read SecretProviderClassPodStatuses.
+	VersionKey []byte
+	// Version is Leasehold's own.
+	Version string
+}
+
+// Service answers the driver. It has no state of its own.
+type Service struct {
+	v1alpha1.UnimplementedCSIDriverProviderServer
+	Config
+}
+
+// New returns a Service.
+func New(c Config) *Service { return &Service{Config: c} }
+
+// Version implements v1alpha1.CSIDriverProviderServer.
+func (s *Service) Version(context.Context, *v1alpha1.VersionRequest) (*v1alpha1.VersionResponse, error) {
+	return &v1alpha1.VersionResponse{Version: apiVersion, RuntimeName: runtimeName, RuntimeVersion: s.Config.Version}, nil
+}
+
+// Mount implements v1alpha1.CSIDriverProviderServer.
+func (s *Service) Mount(ctx context.Context, in *v1alpha1.MountRequest) (*v1alpha1.MountResponse, error) {
+	req, err := spec.Parse(spec.Input{
+		Attributes: in.GetAttributes(), Secrets: in.GetSecrets(), TargetPath: in.GetTargetPath(), Permission: in.GetPermission(),
+	}, s.Defaults)
+	if err != nil {
+		return nil, statusOf(err, nil)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience(ctx))
+	defer cancel()
+	files, err := s.Keeper.Acquire(ctx, req)
+	if err != nil {
+		return nil, statusOf(err, req)
+	}
+	return s.response(files), nil
+}
+
+// patience is how long the caller may be kept waiting.
+func patience(ctx context.Context) time.Duration {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return answerWithin
+	}
+	left := time.Until(deadline)
+	return min(answerWithin, max(left-answerBefore, left/2))
+}
+
+func (s *Service) response(files []render.File) *v1alpha1.MountResponse {
+	out := new(v1alpha1.MountResponse)
+	for _, f := range files {
+		out.Files = append(out.Files, &v1alpha1.File{Path: f.Path, Mode: f.Mode, Contents: f.Contents})
+		out.ObjectVersion = append(out.ObjectVersion, &v1alpha1.ObjectVersion{Id: f.Path, Version: s.version(f)})
+	}
+	return out
+}
+
+// version changes with the file and tells nothing of it.
+func (s *Service) version(f render.File) string {
+	mac := hmac.New(sha256.New, s.VersionKey)
+	_ = binary.Write(mac, binary.BigEndian, uint64(len(f.Path)))
+	_, _ = mac.Write([]byte(f.Path))
+	_ = binary.Write(mac, binary.BigEndian, f.Mode)
+	_, _ = mac.Write(f.Contents)
+	return base64.URLEncoding.EncodeToString(mac.Sum(nil))
+}
