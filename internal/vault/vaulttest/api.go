@@ -32,10 +32,6 @@ func (v *Vault) arrive(c *call) (reply, step) {
 		return v.quota.reply(c.path), nil
 	case v.sealed:
 		return failure(http.StatusServiceUnavailable, "Vault is sealed"), nil
-	case v.leaderDead:
-		out := reply{status: http.StatusTemporaryRedirect, header: http.Header{}}
-		out.header.Set("Location", "http://"+deadLeader+"/v1/"+c.path)
-		return out, nil
 	case v.standby:
 		return failure(http.StatusInternalServerError, "local node not active but active cluster node not found"), nil
 	}
@@ -343,18 +339,17 @@ func (l *lease) within(now time.Time, ttl time.Duration) time.Duration {
 // health is sys/health: no token, no quota.
 func (v *Vault) health(c *call) step {
 	return func(now time.Time) (reply, step) {
-		standby := v.standby || v.leaderDead
 		status := http.StatusOK
 		switch {
 		case v.sealed:
 			status = http.StatusServiceUnavailable
-		case standby && c.query.Get("standbyok") != "true":
+		case v.standby && c.query.Get("standbyok") != "true":
 			status = http.StatusTooManyRequests
 		}
 		body := map[string]any{
 			"initialized":                  true,
 			"sealed":                       v.sealed,
-			"standby":                      standby,
+			"standby":                      v.standby,
 			"performance_standby":          false,
 			"replication_performance_mode": "disabled",
 			"replication_dr_mode":          "disabled",

@@ -23,7 +23,7 @@ type Sequence struct {
 var logIn = Step{
 	Method: "PUT", Path: "auth/kubernetes/login", Body: `{"role":"my-app-role","jwt":"$jwt"}`,
 	Status: 200, Has: []string{
-		`"lease_duration":3600`, `"renewable":true`, `"token_type":"service"`, `"orphan":true`, `"num_uses":0`,
+		`"lease_duration":1200`, `"renewable":true`, `"token_type":"service"`, `"orphan":true`, `"num_uses":0`,
 		`"role":"my-app-role"`,
 	},
 }
@@ -41,13 +41,13 @@ const (
 )
 
 // Calibration is what this fake and a real server must agree on. It needs the kubernetes auth role my-app-role
-// (token_ttl 1h, token_max_ttl 24h, default policy), which may use database/ and kv/, the database role my-app
-// (default_ttl 1h, max_ttl 24h) and a KV version 2 engine at kv/ without the secret "absent".
+// (token_ttl 20m, no maximum of its own, default policy), which may read database/creds/ and secret/data/, the database
+// role my-app (default_ttl 1h, max_ttl 24h), and a KV version 2 engine at secret/. Nothing may be called "absent".
 var Calibration = []Sequence{
 	{"a token ends", []Step{
 		logIn,
 		{Method: "GET", Path: "auth/token/lookup-self", Status: 200, Has: []string{
-			`"path":"auth/kubernetes/login"`, `"creation_ttl":3600`, `"type":"service"`, `"orphan":true`,
+			`"path":"auth/kubernetes/login"`, `"creation_ttl":1200`, `"type":"service"`, `"orphan":true`,
 		}},
 		{Method: "PUT", Path: "auth/token/revoke-self", Status: 204},
 		{Method: "PUT", Path: "auth/token/revoke-self", Status: 403, Has: []string{invalidToken}},
@@ -59,11 +59,11 @@ var Calibration = []Sequence{
 			Has: []string{`"lease_duration":300`, `"client_token":"$token"`, `"warnings":null`}},
 		{Method: "PUT", Path: "auth/token/renew-self", Body: `{"increment":7200}`, Status: 200,
 			Has: []string{`"lease_duration":7200`}},
-		{Method: "PUT", Path: "auth/token/renew-self", Status: 200, Has: []string{`"lease_duration":3600`}},
+		{Method: "PUT", Path: "auth/token/renew-self", Status: 200, Has: []string{`"lease_duration":1200`}},
 		{Method: "PUT", Path: "auth/token/renew-self", Body: `{"increment":-5}`, Status: 400,
 			Has: []string{"Field validation failed"}},
 		{Method: "PUT", Path: "auth/token/renew-self", Body: `{"increment":10000000}`, Status: 200,
-			Has: []string{`"lease_duration":86`, `TTL of \"2777h46m40s\" exceeded the effective max_ttl of \"2`}},
+			Has: []string{`"lease_duration":2764`, `TTL of \"2777h46m40s\" exceeded the effective max_ttl of \"76`}},
 		{Method: "PUT", Path: "auth/token/revoke-self", Status: 204},
 	}},
 	{"a lease is renewed", []Step{
@@ -90,8 +90,7 @@ var Calibration = []Sequence{
 	{"nothing there", []Step{
 		logIn,
 		{Method: "GET", Path: "database/creds/absent", Status: 400, Has: []string{`{"errors":["unknown role: absent"]}`}},
-		{Method: "PUT", Path: "database/creds/my-app", Status: 405, Has: []string{"unsupported operation"}},
-		{Method: "GET", Path: "kv/data/absent", Status: 404, Has: []string{`{"errors":[]}`}},
+		{Method: "GET", Path: "secret/data/absent", Status: 404, Has: []string{`{"errors":[]}`}},
 		{Method: "GET", Path: "elsewhere/x", Status: 403, Has: []string{noPolicy}},
 		{Method: "PUT", Path: "auth/token/revoke-self", Status: 204},
 	}},

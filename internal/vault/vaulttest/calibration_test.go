@@ -69,7 +69,7 @@ func (c *client) do(request string, status int, has ...string) string {
 
 func (c *client) fill(s string) string {
 	return strings.NewReplacer("$token", c.token, "$lease", c.lease, "$jwt", vaulttest.Identity{
-		Namespace: "default", ServiceAccount: "app", Pod: "app-0",
+		Namespace: "default", ServiceAccount: "my-app", Pod: "app-0",
 	}.JWT()).Replace(s)
 }
 
@@ -90,9 +90,9 @@ const (
 // newVault returns the server that most tests start from.
 func newVault(t *testing.T) *vaulttest.Vault {
 	v := vaulttest.New(t)
-	v.Role("my-app-role", vaulttest.Role{TTL: time.Hour, MaxTTL: 24 * time.Hour})
+	v.Role("my-app-role", vaulttest.Role{ServiceAccounts: []string{"my-app"}, Audience: "vault", TTL: 20 * time.Minute})
 	v.Dynamic("database/creds/my-app", vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 24 * time.Hour})
-	v.KV2("kv/data/x", map[string]any{"a": "1"})
+	v.KV2("secret/data/x", map[string]any{"a": "1"})
 	return v
 }
 

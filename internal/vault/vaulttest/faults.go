@@ -16,7 +16,6 @@ type weather struct {
 	sealed      bool
 	resumed     time.Time // when it last came back from down or sealed
 	standby     bool
-	leaderDead  bool
 	backendDown bool
 	reviewDown  bool
 	lag         time.Duration
@@ -72,7 +71,7 @@ func matches(match, method, path string) bool {
 type Fault struct {
 	Status int         // 0: the connection is cut
 	Body   string      // empty: Vault's own text for that status
-	Header http.Header // further headers, such as Location or Retry-After
+	Header http.Header // further headers, such as Retry-After, or Location with 307: a standby whose leader just died
 }
 
 // fault is a Fault, or a cut after the effect, for the next few requests that match.
@@ -144,13 +143,13 @@ func (v *Vault) dropped(c *call) bool {
 type Stage int
 
 const (
-	// BeforeEffect: Vault has checked the token and done nothing else. A read held here and released after its token
+	// BeforeEffect is the stage at which Vault has checked the token and done nothing else. A read held here and released after its token
 	// was revoked is answered 200, with a lease that nothing cleans up before its own TTL: measured on Vault 1.21.2.
 	BeforeEffect Stage = iota + 1
-	// MidEffect: of a read of [Vault.Dynamic], the user exists in the back end and the lease does not. If the client
+	// MidEffect is the middle of a read of [Vault.Dynamic]: the user exists in the back end and the lease does not. If the client
 	// has gone by the release, the lease is never made: about one aborted read in 40 left such a user on Vault 1.21.2.
 	MidEffect
-	// AfterEffect: all is done but the answer.
+	// AfterEffect is the stage at which all is done but the answer.
 	AfterEffect
 )
 
@@ -235,22 +234,12 @@ func (v *Vault) Sealed(sealed bool) {
 	v.sealed, v.resumed = sealed, now
 }
 
-// deadLeader is an address that refuses connections, on a socket as in RoundTrip.
-const deadLeader = "127.0.0.1:1"
-
 // Standby makes this node a standby without a leader, as in an election: 500 "local node not active but active cluster
 // node not found".
 func (v *Vault) Standby(standby bool) {
 	v.enter()
 	defer v.mu.Unlock()
 	v.standby = standby
-}
-
-// LeaderDied makes this node a standby that still redirects to its dead leader (307), as for about 2 s after a crash.
-func (v *Vault) LeaderDied(died bool) {
-	v.enter()
-	defer v.mu.Unlock()
-	v.leaderDead = died
 }
 
 // Cluster makes this the server of another cluster, as when a cluster is rebuilt behind the same name: the cluster id

@@ -131,7 +131,7 @@ func (v *Vault) RoundTrip(r *http.Request) (*http.Response, error) {
 	if trace != nil && trace.GetConn != nil {
 		trace.GetConn(r.URL.Host)
 	}
-	if down || r.URL.Host == deadLeader {
+	if down {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
 	}
 	if trace != nil && trace.GotConn != nil {
