@@ -130,6 +130,29 @@ func TestTokenReachesItsMaximum(t *testing.T) {
 	})
 }
 
+func TestPeriodicTokenReachesItsExplicitMaximum(t *testing.T) {
+	bubble(t, func(t *testing.T, v *vaulttest.Vault, c *client) {
+		v.Role("my-app-role", vaulttest.Role{Period: 10 * time.Minute, ExplicitMax: 30 * time.Minute})
+		c.do(login, 200)
+		for _, want := range []string{"600", "600", "600", "360"} {
+			time.Sleep(6 * time.Minute)
+			c.do(renew, 200, `"lease_duration":`+want+",")
+		}
+		time.Sleep(6 * time.Minute)
+		expect(t, v, [3]int{0, 0, 0})
+	})
+}
+
+func TestMaximumCountsWholeSeconds(t *testing.T) {
+	bubble(t, func(_ *testing.T, v *vaulttest.Vault, c *client) {
+		v.Role("my-app-role", vaulttest.Role{MaxTTL: 90 * time.Second})
+		time.Sleep(500 * time.Millisecond)
+		c.do(login, 200)
+		time.Sleep(2100 * time.Millisecond)
+		c.do(renew, 200, `"lease_duration":88,`)
+	})
+}
+
 func TestLeaseReachesItsMaximum(t *testing.T) {
 	bubble(t, func(t *testing.T, v *vaulttest.Vault, c *client) {
 		v.Dynamic("database/creds/my-app", vaulttest.Dynamic{TTL: 20 * time.Second, MaxTTL: time.Minute})
@@ -351,6 +374,42 @@ func TestServerStates(t *testing.T) {
 	})
 }
 
+func TestUnsealingWithTheBackendDown(t *testing.T) {
+	bubble(t, func(t *testing.T, v *vaulttest.Vault, c *client) {
+		c.do(login, 200)
+		c.do(read, 200)
+		c.do(renew+` {"increment":"10s"}`, 200)
+		v.BackendDown(true)
+		v.Sealed(true)
+		time.Sleep(14 * time.Second)
+		v.Sealed(false) // the first attempt is made now, not when it fell due
+		c.do("GET sys/health", 200)
+		v.BackendDown(false)
+		time.Sleep(20*time.Second - time.Nanosecond)
+		expect(t, v, [3]int{0, 1, 1})
+		time.Sleep(time.Nanosecond)
+		expect(t, v, [3]int{0, 0, 0})
+	})
+}
+
+func TestRecords(t *testing.T) {
+	bubble(t, func(t *testing.T, v *vaulttest.Vault, c *client) {
+		c.do(login, 200)
+		password := field(c.do(read, 200), "password")
+		for _, r := range v.Requests() {
+			if r.Header.Get("X-Vault-Token") != "" || r.Header.Get("X-Vault-Request") != "true" {
+				t.Errorf("%s %s was recorded with its token, or without its headers", r.Method, r.Path)
+			}
+		}
+		all := strings.Join(v.Secrets(), "\n")
+		for _, secret := range []string{c.token, c.lease, password} {
+			if !strings.Contains(all, secret) {
+				t.Error("a secret is missing in Secrets")
+			}
+		}
+	})
+}
+
 func TestDown(t *testing.T) {
 	bubble(t, func(t *testing.T, v *vaulttest.Vault, c *client) {
 		c.do(login, 200)
@@ -402,7 +461,19 @@ func TestRestrictedTokens(t *testing.T) {
 			c.do(login, 200, `"num_uses":3`)
 			c.do(read, 200)
 			c.do("GET auth/token/lookup-self", 200, `"num_uses":1`)
-			c.do(read, 400, "Secret cannot be returned; token had one use left, so leased credentials were immediately revoked.")
+			hold := v.Hold(read, vaulttest.BeforeEffect)
+			wait := in(func() {
+				const want = "Secret cannot be returned; token had one use left, so leased credentials were immediately revoked."
+				status, _, text, err := c.try("GET", "database/creds/my-app", "")
+				if status != 400 || !strings.Contains(text, want) {
+					t.Errorf("the last use: status %d: %s: %v", status, text, err)
+				}
+			})
+			hold.Wait()
+			other := *c
+			other.do(renew, 403, "invalid token")
+			hold.Release()
+			wait()
 			c.do(read, 403, "invalid token")
 			expect(t, v, [3]int{0, 0, 0})
 		})
