@@ -1,0 +1,324 @@
+package bed
+
+import (
+	"bytes"
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/template"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/leasehold-csi/leasehold/test/bed/tool"
+)
+
+//go:embed node
+var nodeFiles embed.FS
+
+// containerdSocket is in the node's own /run.
+const containerdSocket = "/run/containerd/containerd.sock"
+
+// network is the addresses of the full form: one private /16, of which the node and its pods have the first /24 and
+// the cluster's services the second.
+type network byte
+
+func (n network) node() string { return fmt.Sprintf("10.%d.0.1", n) }
+
+// service is the address of the API server, as a service and in truth.
+func (n network) service() string { return fmt.Sprintf("10.%d.1.1", n) }
+
+func (b *Bed) upFull(ctx context.Context) error {
+	b.state.Node = "full"
+	addresses, err := b.makeLink(ctx)
+	if err != nil {
+		return err
+	}
+	b.state.Host = addresses.node()
+	at := address{
+		ip: addresses.service(), port: 443,
+		serviceNet: fmt.Sprintf("10.%d.1.0/24", addresses), serviceIP: addresses.service(),
+	}
+	if err := b.upServers(ctx, at); err != nil {
+		return err
+	}
+	if err := b.startNode(ctx, addresses); err != nil {
+		return err
+	}
+	if err := b.importImages(ctx); err != nil {
+		return err
+	}
+	if err := b.startKubelet(ctx); err != nil {
+		return err
+	}
+	if err := b.rollOutDriver(ctx); err != nil {
+		return err
+	}
+	if b.state.Provider.Binary == "" {
+		return nil
+	}
+	return b.rollOutProvider(ctx)
+}
+
+// makeLink makes the bridge that carries every address of the bed.
+func (b *Bed) makeLink(ctx context.Context) (network, error) {
+	chosen, err := b.freeNetwork()
+	if err != nil {
+		return 0, err
+	}
+	return chosen, b.progress.step("network link", func() (string, error) {
+		for _, args := range [][]string{
+			{"link", "add", "name", b.link(), "type", "bridge"},
+			{"address", "add", chosen.node() + "/24", "dev", b.link()},
+			{"address", "add", chosen.service() + "/32", "dev", b.link()},
+			{"link", "set", b.link(), "up"},
+		} {
+			if output, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput(); err != nil {
+				return "", fmt.Errorf("running ip %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(output))
+			}
+		}
+		return b.link() + " " + chosen.node(), nil
+	})
+}
+
+// freeNetwork picks a private network that this machine has no address in.
+func (b *Bed) freeNetwork() (network, error) {
+	used, err := net.InterfaceAddrs()
+	if err != nil {
+		return 0, fmt.Errorf("reading this machine's addresses: %w", err)
+	}
+	for candidate := network(100); candidate < 200; candidate++ {
+		_, block, err := net.ParseCIDR(candidate.node() + "/16")
+		if err != nil {
+			return 0, fmt.Errorf("choosing a network: %w", err)
+		}
+		free := true
+		for _, address := range used {
+			ip, _, err := net.ParseCIDR(address.String())
+			free = free && (err != nil || !block.Contains(ip))
+		}
+		if free {
+			return candidate, nil
+		}
+	}
+	return 0, errors.New("choosing a network: this machine has addresses in all of 10.100.0.0 to 10.199.0.0")
+}
+
+// startNode makes the node's namespaces and runs containerd in them.
+func (b *Bed) startNode(ctx context.Context, addresses network) error {
+	return b.progress.step("containerd", func() (string, error) {
+		if err := b.writeNodeFiles(addresses); err != nil {
+			return "", err
+		}
+		err := b.start("node", &process{
+			Args: []string{
+				"unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc",
+				"sh", b.path("node.sh"), b.state.Dir,
+			},
+			Forks: true,
+			Stop:  syscall.SIGKILL, // nothing in it is worth an orderly end
+		})
+		if err != nil {
+			return "", err
+		}
+		err = b.await(ctx, "node", func(context.Context) error {
+			_, err := os.Stat(b.path("node-ready"))
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+		b.state.KubeletDir = fmt.Sprintf("/proc/%d/root/var/lib/kubelet", b.process("node").PID)
+		err = b.start("containerd", &process{Args: []string{"containerd", "--config", b.path("containerd.toml")}, InNode: true, Forks: true})
+		if err != nil {
+			return "", err
+		}
+		return b.path("containerd"), b.await(ctx, "containerd", func(ctx context.Context) error {
+			_, err := b.ctr(ctx, "version")
+			return err
+		})
+	})
+}
+
+// writeNodeFiles fills in the templates in folder node. The CNI configuration gets a folder of its own.
+func (b *Bed) writeNodeFiles(addresses network) error {
+	templates, err := template.ParseFS(nodeFiles, "node/*")
+	if err != nil {
+		return fmt.Errorf("reading the node's files: %w", err)
+	}
+	for _, dir := range []string{"cni", "containerd", "volume-plugins", "images"} {
+		if err := os.Mkdir(b.path(dir), 0o711); err != nil {
+			return fmt.Errorf("making the node's folders: %w", err)
+		}
+	}
+	facts := map[string]string{
+		"Dir": b.state.Dir, "Link": b.link(), "Cgroup": b.cgroup(), "Host": b.state.Host, "ContainerdSocket": containerdSocket,
+		"PodNet": fmt.Sprintf("10.%d.0.0/24", addresses), "FirstPod": fmt.Sprintf("10.%d.0.10", addresses),
+	}
+	for _, t := range templates.Templates() {
+		var content bytes.Buffer
+		if err := t.Execute(&content, facts); err != nil {
+			return fmt.Errorf("filling in %s: %w", t.Name(), err)
+		}
+		path := b.path(t.Name())
+		if filepath.Ext(t.Name()) == ".conflist" {
+			path = b.path("cni", t.Name())
+		}
+		if err := os.WriteFile(path, content.Bytes(), 0o644); err != nil {
+			return fmt.Errorf("writing %s: %w", t.Name(), err)
+		}
+	}
+	return nil
+}
+
+// enterNode is the command line that runs what follows it in the node's namespaces.
+func (b *Bed) enterNode() []string {
+	return []string{"nsenter", "--target", strconv.Itoa(b.process("node").PID), "--mount", "--pid", "--wd=/", "--"}
+}
+
+// ctr speaks to the node's containerd about the containers and images of Kubernetes.
+func (b *Bed) ctr(ctx context.Context, args ...string) ([]byte, error) {
+	line := append(b.enterNode(), "ctr", "--address", containerdSocket, "--namespace", "k8s.io")
+	line = append(line, args...)
+	output, err := exec.CommandContext(ctx, line[0], line[1:]...).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("running ctr %s: %w: %s", args[0], err, bytes.TrimSpace(output))
+	}
+	return output, nil
+}
+
+// importImages makes an image of every program that runs in a container, and gives it to containerd.
+func (b *Bed) importImages(ctx context.Context) error {
+	busybox := []string{"-file", "/usr/bin/busybox=/bin/busybox"}
+	for _, applet := range []string{"sh", "cat", "ls", "mount", "umount", "sleep"} {
+		busybox = append(busybox, "-link", "/bin/"+applet+"=busybox")
+	}
+	images := map[string][]string{
+		"bed-app":       append([]string{"-entrypoint", "/app", "-file", b.program(tool.App, "app") + "=/app"}, busybox...),
+		"bed-registrar": {"-entrypoint", "/registrar", "-file", b.program(tool.Driver, "registrar") + "=/registrar"},
+		"bed-driver": append([]string{
+			"-entrypoint", "/secrets-store-csi-driver",
+			"-file", b.program(tool.Driver, "secrets-store-csi-driver") + "=/secrets-store-csi-driver",
+		}, busybox...),
+	}
+	if b.state.Provider.Binary != "" {
+		images["leasehold"] = []string{"-ca", "-entrypoint", "/leasehold", "-file", b.state.Provider.Binary + "=/leasehold"}
+	}
+	return b.progress.step("images", func() (string, error) {
+		for name, args := range images {
+			archive := b.path("images", name+".tar")
+			cmd := exec.CommandContext(ctx, b.program(tool.Image, "image"), append([]string{"-o", archive, "-tag", name + ":dev"}, args...)...)
+			if output, err := cmd.CombinedOutput(); err != nil {
+				return "", fmt.Errorf("making image %s: %w: %s", name, err, bytes.TrimSpace(output))
+			}
+			if _, err := b.ctr(ctx, "images", "import", archive); err != nil {
+				return "", err
+			}
+		}
+		return fmt.Sprintf("%d of them", len(images)), nil
+	})
+}
+
+func (b *Bed) startKubelet(ctx context.Context) error {
+	return b.progress.step("kubelet", func() (string, error) {
+		err := b.start("kubelet", &process{InNode: true, Forks: true, Args: []string{
+			b.program(tool.Kubernetes, "kubelet"),
+			"--config=" + b.path("kubelet.yaml"),
+			"--kubeconfig=" + b.path("kubeconfig-kubelet"),
+			"--hostname-override=" + b.state.Node,
+			"--node-ip=" + b.state.Host,
+			"--root-dir=/var/lib/kubelet", "--cert-dir=/var/lib/kubelet/pki",
+			"--v=2",
+		}})
+		if err != nil {
+			return "", err
+		}
+		return "node " + b.state.Node + " is ready", b.await(ctx, "kubelet", b.kubeletReady)
+	})
+}
+
+// kubeletReady succeeds when kubelet answers and its Node is Ready.
+func (b *Bed) kubeletReady(ctx context.Context) error {
+	if err := get(ctx, "http://"+net.JoinHostPort(b.state.Host, "10248")+"/healthz"); err != nil {
+		return err
+	}
+	node, err := b.client.CoreV1().Nodes().Get(ctx, b.state.Node, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("reading the node: %w", err)
+	}
+	for _, condition := range node.Status.Conditions {
+		if condition.Type == corev1.NodeReady && condition.Status != corev1.ConditionTrue {
+			return errors.New("the node is not ready: " + condition.Message)
+		}
+	}
+	return nil
+}
+
+// rollOutDriver applies the driver's own manifests as the bed changes them, and shows the changes.
+func (b *Bed) rollOutDriver(ctx context.Context) error {
+	return b.progress.step("driver", func() (string, error) {
+		if err := b.showDriverChanges(ctx); err != nil {
+			return "", err
+		}
+		if err := b.applyDriver(ctx); err != nil {
+			return "", err
+		}
+		return "its own DaemonSet, changed as above", b.rolledOut(ctx, b.daemonSet("driver"))
+	})
+}
+
+func (b *Bed) showDriverChanges(ctx context.Context) error {
+	for _, name := range []string{"stock", "driver"} {
+		documents, err := b.render(ctx, name)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(b.path("manifests", name+".yaml"), documents, 0o644); err != nil {
+			return fmt.Errorf("writing the driver's manifests: %w", err)
+		}
+	}
+	cmd := exec.CommandContext(ctx, "diff", "--unified=1", "stock.yaml", "driver.yaml")
+	cmd.Dir = b.path("manifests")
+	output, err := cmd.Output()
+	var differs *exec.ExitError
+	if err != nil && (!errors.As(err, &differs) || differs.ExitCode() != 1) {
+		return fmt.Errorf("comparing the driver's manifests: %w", err)
+	}
+	b.progress.note("what the bed changes in the driver's manifests:")
+	for line := range strings.Lines(string(output)) {
+		b.progress.note("  %s", strings.TrimRight(line, "\n"))
+	}
+	return nil
+}
+
+// rollOutProvider applies Leasehold's own manifests.
+func (b *Bed) rollOutProvider(ctx context.Context) error {
+	return b.progress.step("leasehold", func() (string, error) {
+		if err := b.writeProviderManifests(); err != nil {
+			return "", err
+		}
+		documents, err := b.render(ctx, "provider")
+		if err != nil {
+			return "", err
+		}
+		_, set, err := splitDaemonSet(documents)
+		if err != nil {
+			return "", err
+		}
+		b.state.Provider.Namespace, b.state.Provider.DaemonSet = set.Namespace, set.Name
+		b.state.Provider.StateDir = "/run/leasehold"
+		if err := b.apply(ctx, documents); err != nil {
+			return "", err
+		}
+		return "DaemonSet " + set.Namespace + "/" + set.Name, b.rolledOut(ctx, types.NamespacedName{Namespace: set.Namespace, Name: set.Name})
+	})
+}

@@ -1,0 +1,177 @@
+package bed
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// VaultLeases returns the ids of all leases below prefix, "database/creds/" for example. Logins are below
+// "auth/kubernetes/login".
+func (b *Bed) VaultLeases(ctx context.Context, prefix string) ([]string, error) {
+	client, err := b.Vault()
+	if err != nil {
+		return nil, err
+	}
+	return leasesBelow(ctx, client, strings.TrimSuffix(prefix, "/")+"/")
+}
+
+func leasesBelow(ctx context.Context, client *api.Client, prefix string) ([]string, error) {
+	keys, err := list(ctx, client, "sys/leases/lookup/"+prefix)
+	if err != nil {
+		return nil, err
+	}
+	var leases []string
+	for _, key := range keys {
+		if !strings.HasSuffix(key, "/") {
+			leases = append(leases, prefix+key)
+			continue
+		}
+		below, err := leasesBelow(ctx, client, prefix+key)
+		if err != nil {
+			return nil, err
+		}
+		leases = append(leases, below...)
+	}
+	return leases, nil
+}
+
+func list(ctx context.Context, client *api.Client, path string) ([]string, error) {
+	answer, err := client.Logical().ListWithContext(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("listing %s: %w", path, err)
+	}
+	if answer == nil {
+		return nil, nil
+	}
+	var keys []string
+	values, _ := answer.Data["keys"].([]any)
+	for _, value := range values {
+		key, _ := value.(string)
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// LoginTokens returns the accessors of all live tokens that kubernetes logins made.
+func (b *Bed) LoginTokens(ctx context.Context) ([]string, error) {
+	client, err := b.Vault()
+	if err != nil {
+		return nil, err
+	}
+	accessors, err := list(ctx, client, "auth/token/accessors")
+	if err != nil {
+		return nil, err
+	}
+	var logins []string
+	for _, accessor := range accessors {
+		token, err := client.Auth().Token().LookupAccessorWithContext(ctx, accessor)
+		var refused *api.ResponseError
+		if errors.As(err, &refused) && (refused.StatusCode == http.StatusForbidden || refused.StatusCode == http.StatusBadRequest) {
+			continue // it ended after it was listed
+		}
+		if err != nil {
+			return nil, fmt.Errorf("looking up a token: %w", err)
+		}
+		if token.Data["path"] == "auth/kubernetes/login" {
+			logins = append(logins, accessor)
+		}
+	}
+	return logins, nil
+}
+
+// DatabaseRoles returns the users that Vault made in PostgreSQL and that exist there now.
+func (b *Bed) DatabaseRoles(ctx context.Context) ([]string, error) {
+	rows, err := b.sql(ctx, "postgres", "SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%' ORDER BY 1")
+	if err != nil || rows == "" {
+		return nil, err
+	}
+	return strings.Split(rows, "\n"), nil
+}
+
+// CanLogIn returns nil when PostgreSQL lets this user in with this password.
+func (b *Bed) CanLogIn(ctx context.Context, user, password string) error {
+	_, err := b.psql(ctx, user, password, b.state.Postgres.Database, "SELECT 1")
+	return err
+}
+
+// AuditMark is a moment in Vault's audit log.
+type AuditMark int64
+
+// AuditEntry is one answered request of Vault's audit log.
+type AuditEntry struct {
+	// Operation is read, update, list and so on.
+	Operation string
+	// Path is the request's, without the leading v1.
+	Path string
+	// Error is what Vault answered; empty for a success.
+	Error string
+}
+
+// AuditMark returns the present end of the audit log.
+func (b *Bed) AuditMark() (AuditMark, error) {
+	info, err := os.Stat(b.state.Vault.AuditLog)
+	if err != nil {
+		return 0, fmt.Errorf("reading the audit log: %w", err)
+	}
+	return AuditMark(info.Size()), nil
+}
+
+// AuditSince returns the requests answered after mark, oldest first, without those made with the root token, which are
+// the bed's own.
+func (b *Bed) AuditSince(mark AuditMark) (entries []AuditEntry, err error) {
+	file, err := os.Open(b.state.Vault.AuditLog)
+	if err != nil {
+		return nil, fmt.Errorf("reading the audit log: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	if _, err := file.Seek(int64(mark), io.SeekStart); err != nil {
+		return nil, fmt.Errorf("reading the audit log: %w", err)
+	}
+	lines := bufio.NewReader(file)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return entries, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the audit log: %w", err)
+		}
+		entry, keep, err := parseAudit(line)
+		if err != nil {
+			return nil, err
+		}
+		if keep {
+			entries = append(entries, entry)
+		}
+	}
+}
+
+// parseAudit reads one line of the audit log; keep is false for what AuditSince leaves out.
+func parseAudit(line []byte) (entry AuditEntry, keep bool, err error) {
+	var record struct {
+		Type  string `json:"type"`
+		Error string `json:"error"`
+		Auth  struct {
+			Policies []string `json:"policies"`
+		} `json:"auth"`
+		Request struct {
+			Operation string `json:"operation"`
+			Path      string `json:"path"`
+		} `json:"request"`
+	}
+	if err := json.Unmarshal(line, &record); err != nil {
+		return AuditEntry{}, false, fmt.Errorf("decoding a line of the audit log: %w", err)
+	}
+	entry = AuditEntry{Operation: record.Request.Operation, Path: record.Request.Path, Error: record.Error}
+	return entry, record.Type == "response" && !slices.Contains(record.Auth.Policies, "root"), nil
+}
