@@ -52,6 +52,7 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -101,7 +102,9 @@ type kubelet struct {
 // Run serves the node until ctx ends, then returns nil and leaves pods, volumes
 // and API objects as they are. It waits for the driver to listen.
 func Run(ctx context.Context, cfg Config) error {
-	conn, err := grpc.NewClient("unix:"+cfg.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	// The driver starts at the same time; gRPC's own pause before a second try is 1 s.
+	soon := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second}}
+	conn, err := grpc.NewClient("unix:"+cfg.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(soon))
 	if err != nil {
 		return fmt.Errorf("dialling the driver: %w", err)
 	}

@@ -186,9 +186,10 @@ func (n *node) deleteGracefully(grace int64) {
 	must(n.t, err)
 }
 
-// deleteByForce takes the object away at once.
+// deleteByForce does what the API server does on a delete without grace.
 func (n *node) deleteByForce() {
 	n.t.Helper()
+	n.deleteGracefully(0)
 	pods := corev1.SchemeGroupVersion.WithResource("pods")
 	must(n.t, n.api.Tracker().Delete(pods, "default", "app"))
 }
@@ -384,7 +385,6 @@ func TestRepublish(t *testing.T) {
 	}
 	n.mu.Unlock()
 
-	// The preStop handler keeps the pod in termination, where nothing is published.
 	n.deleteGracefully(30)
 	n.awaitPhase("gone")
 	calls := n.provider.count()

@@ -145,13 +145,16 @@ func (w *worker) containerLife(ctx context.Context) (context.Context, context.Ca
 }
 
 // stopContainers waits until preStop is through, or until the containers are killed
-// because the object was deleted by force.
+// because the object was deleted by force. The API server announces a forced delete
+// with a grace period of zero right before the object vanishes.
 func (w *worker) stopContainers(ctx context.Context) error {
 	if w.started.IsZero() || !w.ending.closed() {
 		return nil
 	}
 	patience := killGrace
-	if !w.vanished.closed() {
+	grace := w.pod().DeletionGracePeriodSeconds
+	forced := w.vanished.closed() || (grace != nil && *grace == 0)
+	if !forced {
 		deadline := time.Now().Add(preStop(w.pod()))
 		select {
 		case <-ctx.Done():

@@ -145,11 +145,7 @@ func (w *worker) report(ctx context.Context, phase corev1.PodPhase, ready corev1
 			Name: c.Name, Image: c.Image, State: state, Ready: running, Started: &running,
 		})
 	}
-	if err := w.patchStatus(ctx, pod, status); err != nil {
-		return err
-	}
-	w.Log.Info("phase written", "uid", w.uid, "pod", pod.Namespace+"/"+pod.Name, "phase", phase)
-	return nil
+	return w.patchStatus(ctx, pod, status)
 }
 
 // patchStatus writes status until the API server takes it or has no such pod any more.
@@ -160,6 +156,9 @@ func (w *worker) patchStatus(ctx context.Context, pod *corev1.Pod, status corev1
 	}
 	return w.write(ctx, "status", func() error {
 		_, err := w.Client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+		if err == nil {
+			w.Log.Info("phase written", "uid", w.uid, "pod", pod.Namespace+"/"+pod.Name, "phase", status.Phase)
+		}
 		return err
 	})
 }
