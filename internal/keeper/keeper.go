@@ -169,6 +169,9 @@ func (k *Keeper) guarded(ctx context.Context, id string) (next grant.Instant) {
 		}
 	}()
 	next, err := k.sync(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return 0 // it was forgotten meanwhile
+	}
 	if err != nil && ctx.Err() == nil {
 		k.Log.Warn("looking after a grant", "grant", id, "err", err, "next", next.Sub(k.Now()).Round(time.Second))
 	}

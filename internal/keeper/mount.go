@@ -124,12 +124,17 @@ func (k *Keeper) claim(req *spec.Request) (c claim, err error) {
 	for _, id := range dropped {
 		k.queue.Add(id)
 	}
-	if err != nil || c.grant.ID != "" {
+	if err == nil && c.grant.ID == "" {
+		c.grant = newGrant(req, now)
+		c.grant.BusyUntil = busy
+		err = k.Store.Put(c.grant)
+	}
+	if err != nil {
 		return c, err
 	}
-	c.grant = newGrant(req, now)
-	c.grant.BusyUntil = busy
-	return c, k.Store.Put(c.grant)
+	// A look now sees kubelet's folder: after a failed mount it is gone for a while, and one never seen proves nothing later.
+	k.queue.Add(c.grant.ID)
+	return c, nil
 }
 
 func newGrant(req *spec.Request, now grant.Instant) grant.Grant {

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
-	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 )
 
@@ -17,9 +16,6 @@ const sweep = 10 * time.Minute
 // sync looks at one grant and at its pod, does the one thing that is due, and says when to come back; zero for when woken.
 func (k *Keeper) sync(ctx context.Context, id string) (next grant.Instant, err error) {
 	g, err := k.Store.Get(id)
-	if errors.Is(err, store.ErrNotFound) {
-		return 0, nil
-	}
 	if err != nil {
 		return k.Now().Add(time.Minute), fmt.Errorf("reading the record: %w", err)
 	}

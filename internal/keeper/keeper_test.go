@@ -1,0 +1,511 @@
+//nolint:forbidigo // sleeps inside synctest bubbles only
+package keeper_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/keeper"
+	"github.com/leasehold-csi/leasehold/internal/vault"
+	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
+)
+
+func TestLifeOfAPod(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		req := n.request("p", wantCreds...)
+		first := n.mount(req)
+		n.expect("mounted", 1, 1, 1)
+
+		before := len(n.vault.Requests())
+		for range 3 {
+			if again := n.mount(req); !same(first, again) {
+				t.Error("a republish changed the files")
+			}
+		}
+		if after := len(n.vault.Requests()); after != before {
+			t.Errorf("republishes sent %d requests to Vault", after-before)
+		}
+
+		time.Sleep(100 * time.Hour)
+		n.expect("100 lease lives later", 1, 1, 1)
+		if !same(first, n.mount(req)) {
+			t.Error("the credentials changed although their lease could be renewed")
+		}
+
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+		if s := n.states(); s != "" {
+			t.Errorf("the store still holds %s", s)
+		}
+	})
+}
+
+func TestVolumesOfOnePodHaveGrantsOfTheirOwn(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		one, two := n.request("p", wantCreds...), n.request("p", wantCreds...)
+		two.Volume.Volume = "other"
+		if same(n.mount(one), n.mount(two)) {
+			t.Error("two volumes share credentials")
+		}
+		n.expect("both mounted", 2, 2, 2)
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+	})
+}
+
+func TestRestartFindsEverythingAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		req := n.request("p", wantCreds...)
+		first := n.mount(req)
+		n.stop()
+		before := len(n.vault.Requests())
+		n.start()
+		if !same(first, n.mount(req)) || len(n.vault.Requests()) != before {
+			t.Error("a restart cost a request to Vault or changed the files")
+		}
+		time.Sleep(10 * time.Hour)
+		n.expect("renewed by the new process", 1, 1, 1)
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+	})
+}
+
+func TestMountsOfOneVolumeShareOneFlight(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		hold := n.vault.Hold(creds, vaulttest.BeforeEffect)
+		req := n.request("p", wantCreds...)
+		answers := make(chan error, 5)
+		for range 5 {
+			go func() { _, err := n.keeper.Acquire(t.Context(), req); answers <- err }()
+		}
+		hold.Wait()
+		synctest.Wait()
+		hold.Release()
+		for range 5 {
+			if err := <-answers; err != nil {
+				t.Error(err)
+			}
+		}
+		n.expect("five calls answered", 1, 1, 1)
+	})
+}
+
+func TestCallerLeavesWorkGoesOn(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		hold := n.vault.Hold(creds, vaulttest.AfterEffect)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		req := n.request("p", wantCreds...)
+		if _, err := n.keeper.Acquire(ctx, req); !errors.Is(err, keeper.ErrWorking) {
+			t.Fatalf("got %v, want ErrWorking", err)
+		}
+		hold.Release()
+		n.mount(req)
+		n.expect("second try", 1, 1, 1)
+		if c := n.vault.Count(creds); c != 1 {
+			t.Errorf("%d reads for one set of credentials", c)
+		}
+	})
+}
+
+func TestFailedMountIsTakenUpAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		req := n.request("p", append(wantCreds, "late=secret/data/late#k")...)
+		for range 3 {
+			if _, err := n.keeper.Acquire(t.Context(), req); vault.KindOf(err) != vault.NotFound {
+				t.Fatalf("got %v, want not found", err)
+			}
+			time.Sleep(2 * time.Minute)
+		}
+		n.expect("failing", 1, 1, 1)
+		n.vault.KV2("secret/data/late", map[string]any{"k": "v"})
+		n.mount(req)
+		n.expect("mounted", 1, 1, 1)
+		if logins := n.vault.Count("auth/kubernetes/login"); logins != 1 {
+			t.Errorf("%d logins, want 1", logins)
+		}
+	})
+}
+
+func TestFailedMountIsGivenUp(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		req := n.request("p", append(wantCreds, "never=secret/data/never#k")...)
+		if _, err := n.keeper.Acquire(t.Context(), req); err == nil {
+			t.Fatal("mounted what is not there")
+		}
+		n.expect("just failed", 1, 1, 1)
+		time.Sleep(grant.PartialLife + time.Second)
+		n.expect("not tried again", 0, 0, 0)
+	})
+}
+
+func TestChangedWishGivesTheOldTokenBack(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		if _, err := n.keeper.Acquire(t.Context(), n.request("p", append(wantCreds, "x=nowhere#k")...)); err == nil {
+			t.Fatal("mounted what is not there")
+		}
+		n.mount(n.request("p", wantCreds...))
+		n.expect("mounted with the corrected class", 1, 1, 1)
+	})
+}
+
+func TestEditedClassSupersedes(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.mount(n.request("p", wantCreds...))
+		time.Sleep(time.Second)
+		n.mount(n.request("p", append(wantCreds, "k="+kv+"#k")...))
+		n.expect("both sets live: containers may still use the first", 2, 2, 2)
+		if s := n.states(); s != "Superseded Active" {
+			t.Errorf("states %s", s)
+		}
+		time.Sleep(2 * time.Hour)
+		n.expect("the first ran out by itself", 1, 1, 1)
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+	})
+}
+
+func TestEndWaitsForReadsUnderWay(t *testing.T) {
+	for _, stage := range []vaulttest.Stage{vaulttest.BeforeEffect, vaulttest.AfterEffect} {
+		bubble(t, func(t *testing.T, n *node) {
+			hold := n.vault.Hold(creds, stage)
+			go func() { _, _ = n.keeper.Acquire(t.Context(), n.request("p", wantCreds...)) }()
+			hold.Wait()
+			n.end("p")
+			synctest.Wait()
+			if n.vault.Count("auth/token/revoke-self") != 0 {
+				t.Error("revoked with a read under way")
+			}
+			hold.Release()
+			n.expect("read came back", 0, 0, 0)
+		})
+	}
+}
+
+func TestMountThatDiedIsNotUsedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.mount(n.request("p", wantCreds...))
+		grants, err := n.keeper.Grants()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// As a process leaves it that is killed between a read and its record.
+		_, err = n.store.Update(grants[0].ID, func(g *grant.Grant) error {
+			g.State, g.BusyUntil = grant.Pending, now().Add(2*grant.RequestLimit)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.stop()
+		n.start()
+		n.mount(n.request("p", wantCreds...))
+		n.expect("a new login at once, the old one while reads may be under way", 2, 2, 2)
+		time.Sleep(2*grant.RequestLimit + time.Second)
+		n.expect("the old one given back", 1, 1, 1)
+	})
+}
+
+func TestNothingThatMayHaveHappenedIsSentTwice(t *testing.T) {
+	tests := map[string]struct {
+		sabotage func(*vaulttest.Vault)
+		path     string
+	}{
+		"login, reply lost": {func(v *vaulttest.Vault) { v.DropReply("auth/kubernetes/login", 1) }, "auth/kubernetes/login"},
+		"read, reply lost":  {func(v *vaulttest.Vault) { v.DropReply(creds, 1) }, creds},
+		"login, 500":        {func(v *vaulttest.Vault) { v.FailNext("auth/kubernetes/login", 1, vaulttest.Fault{Status: 500}) }, "auth/kubernetes/login"},
+		"read, 502":         {func(v *vaulttest.Vault) { v.FailNext(creds, 1, vaulttest.Fault{Status: 502}) }, creds},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, n *node) {
+				tt.sabotage(n.vault)
+				if _, err := n.keeper.Acquire(t.Context(), n.request("p", wantCreds...)); err == nil {
+					t.Error("mounted")
+				}
+				if c := n.vault.Count(tt.path); c != 1 {
+					t.Errorf("sent %d times", c)
+				}
+			})
+		})
+	}
+}
+
+func TestWhatWasNotExecutedIsSentAgain(t *testing.T) {
+	for _, status := range []int{http.StatusTooManyRequests, http.StatusPreconditionFailed, http.StatusServiceUnavailable} {
+		bubble(t, func(t *testing.T, n *node) {
+			n.vault.FailNext("auth/kubernetes/login", 2, vaulttest.Fault{Status: status})
+			n.vault.FailNext(creds, 2, vaulttest.Fault{Status: status})
+			n.mount(n.request("p", wantCreds...))
+			n.expect("mounted in one call", 1, 1, 1)
+		})
+	}
+}
+
+func TestLostReadDelaysTheRevocation(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.vault.DropReply(creds, 1)
+		if _, err := n.keeper.Acquire(t.Context(), n.request("p", wantCreds...)); err == nil {
+			t.Fatal("mounted")
+		}
+		n.end("p")
+		time.Sleep(time.Minute)
+		n.expect("Vault might still be working", 1, 1, 1)
+		time.Sleep(grant.RequestLimit)
+		n.expect("given back", 0, 0, 0)
+	})
+}
+
+func TestOrphanTTLBoundsALongToken(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.vault.Role("my-app-role", vaulttest.Role{TTL: 24 * time.Hour})
+		n.mount(n.request("p", wantCreds...))
+		if ttl := n.vault.Tokens()[0].TTL; ttl > keeper.DefaultOrphanTTL {
+			t.Errorf("the token lives %s without anybody's care", ttl)
+		}
+		time.Sleep(72 * time.Hour)
+		n.expect("renewed for three days", 1, 1, 1)
+		n.stop() // the node is lost
+		time.Sleep(keeper.DefaultOrphanTTL + time.Second)
+		n.expect("an orphan TTL after the node's loss", 0, 0, 0)
+		n.start()
+	})
+}
+
+func TestMaximumTTLIsRotatedWithOverlap(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.vault.Dynamic(creds, vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 3 * time.Hour})
+		req := n.request("p", wantCreds...)
+		first := n.mount(req)
+		changes, last := 0, first
+		for range 24 * 60 {
+			time.Sleep(time.Minute)
+			if files := n.mount(req); !same(files, last) {
+				changes, last = changes+1, files
+			}
+			alive := false
+			for _, u := range n.vault.Users() {
+				alive = alive || u.Name == string(last[0].Contents)
+			}
+			if !alive {
+				t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
+			}
+		}
+		if changes < 8 || changes > 12 {
+			t.Errorf("%d rotations in 24 h at a maximum of 3 h", changes)
+		}
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+	})
+}
+
+func TestTokenAtItsMaximumIsReplaced(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.vault.Role("my-app-role", vaulttest.Role{TTL: time.Hour, MaxTTL: 4 * time.Hour})
+		req := n.request("p", wantCreds...)
+		for range 24 * 60 {
+			files := n.mount(req)
+			alive := false
+			for _, u := range n.vault.Users() {
+				alive = alive || u.Name == string(files[0].Contents)
+			}
+			if !alive {
+				t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
+			}
+			time.Sleep(time.Minute)
+		}
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+	})
+}
+
+func TestRevokedOutsideIsHealed(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		req := n.request("p", wantCreds...)
+		first := n.mount(req)
+		grants, _ := n.keeper.Grants()
+		client, err := (&vault.Pool{RoundTripper: n.vault}).Client(grants[0].Server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := client.RevokeSelf(t.Context(), vault.Session{Token: grants[0].Token}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(11 * time.Minute)
+		if same(first, n.mount(req)) {
+			t.Error("the dead credentials stayed")
+		}
+		if !n.had("LeaseLost") {
+			t.Error("no event")
+		}
+		n.expect("healed", 1, 1, 1)
+	})
+}
+
+func TestPlainSecretsAreReadAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		req := n.request("p", "k="+kv+"#k")
+		n.mount(req)
+		for range 3 * 60 { // beyond the token's life: it is not renewed, as nothing is leased under it
+			time.Sleep(time.Minute)
+			n.mount(req)
+		}
+		n.vault.KV2(kv, map[string]any{"k": "new"})
+		time.Sleep(2*time.Minute + time.Second)
+		if got := string(n.mount(req)[0].Contents); got != "new" {
+			t.Errorf("the file holds %q\n%s", got, n.log)
+		}
+		if c := n.vault.Count("GET " + kv); c > 100 {
+			t.Errorf("%d reads in 3 h", c)
+		}
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+	})
+}
+
+func TestOldContentOutlivesAFailedRefresh(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		req := n.request("p", "k="+kv+"#k")
+		first := n.mount(req)
+		n.vault.Sealed(true)
+		time.Sleep(10 * time.Minute)
+		if !same(first, n.mount(req)) || !n.had("RefreshFailed") {
+			t.Error("a sealed Vault took the files away, or nobody was told")
+		}
+	})
+}
+
+func TestOutageOfVaultIsSurvived(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.mount(n.request("p", wantCreds...))
+		n.mount(n.request("q", wantCreds...))
+		time.Sleep(30 * time.Minute)
+		n.vault.Sealed(true)
+		time.Sleep(20 * time.Minute)
+		n.end("q")
+		time.Sleep(10 * time.Minute)
+		n.vault.Sealed(false)
+		time.Sleep(time.Minute)
+		n.expect("back: one renewed, one given back", 1, 1, 1)
+		time.Sleep(24 * time.Hour)
+		n.expect("a day later", 1, 1, 1)
+	})
+}
+
+func TestRevocationWaitsForTheBackEnd(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.mount(n.request("p", wantCreds...))
+		n.vault.BackendDown(true)
+		n.end("p")
+		time.Sleep(40 * time.Minute)
+		n.expect("back end down", 1, 1, 1)
+		n.vault.BackendDown(false)
+		time.Sleep(time.Minute)
+		n.expect("back end up", 0, 0, 0)
+		for _, l := range n.vault.Leases() {
+			if l.Irrevocable {
+				t.Error("Vault gave a lease up")
+			}
+		}
+	})
+}
+
+func TestAnotherClusterProvesNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.mount(n.request("p", wantCreds...))
+		n.vault.Cluster("another")
+		n.end("p")
+		time.Sleep(10 * time.Minute)
+		if s := n.states(); s != "Revoking" {
+			t.Errorf("states %q: the grant was forgotten on another cluster's word", s)
+		}
+		time.Sleep(2 * time.Hour)
+		if s := n.states(); s != "" {
+			t.Errorf("states %q: kept beyond every deadline", s)
+		}
+	})
+}
+
+func TestTokensAreNotMounted(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.vault.Auth("strange/token", vaulttest.Role{TTL: time.Hour})
+		_, err := n.keeper.Acquire(t.Context(), n.request("p", "t=strange/token#x"))
+		var refused *keeper.RefusedError
+		if !errors.As(err, &refused) || !strings.Contains(err.Error(), "auth block") {
+			t.Fatalf("got %v", err)
+		}
+		n.expect("only the login is left", 1, 0, 0)
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+	})
+}
+
+func TestLeasesUnderTokensThatCannotCarryThemAreRefused(t *testing.T) {
+	for name, role := range map[string]vaulttest.Role{
+		"token_type=batch":        {TTL: time.Hour, Batch: true},
+		"token_num_uses":          {TTL: time.Hour, Uses: 20},
+		"token_no_default_policy": {TTL: time.Hour, NoDefaultPolicy: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, n *node) {
+				n.vault.Role("my-app-role", role)
+				n.mount(n.request("plain", "k="+kv+"#k"))
+				for range 5 {
+					_, err := n.keeper.Acquire(t.Context(), n.request("leased", wantCreds...))
+					if err == nil || !strings.Contains(err.Error(), name) {
+						t.Fatalf("got %v", err)
+					}
+					time.Sleep(time.Minute)
+				}
+				if c := n.vault.Count(creds); c != 1 {
+					t.Errorf("%d reads for nothing", c)
+				}
+			})
+		})
+	}
+}
+
+func TestNoTokenFromKubelet(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		req := n.request("p", wantCreds...)
+		jwt := req.JWT
+		req.JWT = secretless
+		if _, err := n.keeper.Acquire(t.Context(), req); !errors.Is(err, keeper.ErrNoToken) {
+			t.Fatalf("got %v", err)
+		}
+		if s := n.states(); s != "" {
+			t.Errorf("states %q", s)
+		}
+		req.JWT = jwt
+		n.mount(req)
+		req.JWT = secretless
+		n.mount(req) // a republish needs none
+	})
+}
+
+func TestLeavingAnswersWaitingMounts(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		hold := n.vault.Hold(creds, vaulttest.AfterEffect)
+		answer := make(chan error, 1)
+		go func() { _, err := n.keeper.Acquire(t.Context(), n.request("p", wantCreds...)); answer <- err }()
+		hold.Wait()
+		n.keeper.Leave()
+		if err := <-answer; !errors.Is(err, keeper.ErrLeaving) {
+			t.Errorf("got %v", err)
+		}
+		hold.Release()
+		n.stop()
+		n.start()
+		before := len(n.vault.Requests())
+		n.mount(n.request("p", wantCreds...))
+		if len(n.vault.Requests()) != before {
+			t.Error("the next process did not find the finished work")
+		}
+	})
+}
