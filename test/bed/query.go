@@ -115,6 +115,8 @@ type AuditEntry struct {
 	Path string
 	// Error is what Vault answered; empty for a success.
 	Error string
+	// Namespace is that of the service account whose login this is or uses; empty when there is none.
+	Namespace string
 }
 
 // AuditMark returns the present end of the audit log.
@@ -162,7 +164,8 @@ func parseAudit(line []byte) (entry AuditEntry, keep bool, err error) {
 		Type  string `json:"type"`
 		Error string `json:"error"`
 		Auth  struct {
-			Policies []string `json:"policies"`
+			Policies []string          `json:"policies"`
+			Metadata map[string]string `json:"metadata"`
 		} `json:"auth"`
 		Request struct {
 			Operation string `json:"operation"`
@@ -172,6 +175,9 @@ func parseAudit(line []byte) (entry AuditEntry, keep bool, err error) {
 	if err := json.Unmarshal(line, &record); err != nil {
 		return AuditEntry{}, false, fmt.Errorf("decoding a line of the audit log: %w", err)
 	}
-	entry = AuditEntry{Operation: record.Request.Operation, Path: record.Request.Path, Error: record.Error}
+	entry = AuditEntry{
+		Operation: record.Request.Operation, Path: record.Request.Path, Error: record.Error,
+		Namespace: record.Auth.Metadata["service_account_namespace"],
+	}
 	return entry, record.Type == "response" && !slices.Contains(record.Auth.Policies, "root"), nil
 }
