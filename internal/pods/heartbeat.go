@@ -49,12 +49,9 @@ func (h *heartbeat) saw(renewed time.Time, now grant.Instant) {
 	h.last = now
 }
 
-// alive returns the part of the run that lies after since; zero when the run was broken.
-func (h *heartbeat) alive(since, now grant.Instant) time.Duration {
+// alive returns the part of the latest run that lies after since.
+func (h *heartbeat) alive(since grant.Instant) time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.last == 0 || now.Sub(h.last) >= pollGap {
-		return 0
-	}
 	return max(h.last.Sub(max(h.first, since)), 0)
 }

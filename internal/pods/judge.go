@@ -206,5 +206,5 @@ func (j *Judge) kubeletAlive(ctx context.Context, since grant.Instant) time.Dura
 			j.kubelet.saw(renewed, j.now())
 		}
 	}
-	return j.kubelet.alive(since, j.now())
+	return j.kubelet.alive(since)
 }
