@@ -67,8 +67,9 @@ func (b *Bed) vaultConfig() (string, error) {
 	cluster := net.JoinHostPort(b.state.Host, strconv.Itoa(clusterPort))
 	return fmt.Sprintf(`
 storage "raft" {
-  path    = %q
-  node_id = "bed"
+  path                   = %q
+  node_id                = "bed"
+  performance_multiplier = "1" # one second of waiting for other voters, not five
 }
 listener "tcp" {
   address         = %q
