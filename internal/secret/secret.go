@@ -8,21 +8,36 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"unique"
 )
 
 const redacted = "[REDACTED]"
 
 // Value is a token, a JWT, a lease id or a secret's content. The zero value is the empty text.
-type Value struct{ text string }
+// Values can be compared.
+type Value struct {
+	// A pointer inside, because fmt calls no methods on what sits in an unexported field: it prints an address there.
+	text unique.Handle[string]
+}
 
 // New wraps text.
-func New(text string) Value { return Value{text} }
+func New(text string) Value {
+	if text == "" {
+		return Value{}
+	}
+	return Value{unique.Make(text)}
+}
 
 // Reveal returns the text itself.
-func (v Value) Reveal() string { return v.text }
+func (v Value) Reveal() string {
+	if v.IsZero() {
+		return ""
+	}
+	return v.text.Value()
+}
 
 // IsZero reports whether there is no text.
-func (v Value) IsZero() bool { return v.text == "" }
+func (v Value) IsZero() bool { return v == Value{} }
 
 // String implements fmt.Stringer.
 func (v Value) String() string { return redacted }
