@@ -78,8 +78,8 @@ func (t Term) Renewed(from Instant, ttl, asked time.Duration, renewable bool) Te
 	if asked == 0 {
 		asked = t.Full
 	}
-	next := NewTerm(from, ttl, renewable)
-	const rounding = 2 * time.Second // Vault states whole seconds
+	next := NewTerm(from, max(ttl, 1), renewable) // 0 is the rest of the last second here, not a life without end
+	const rounding = 2 * time.Second              // Vault states whole seconds
 	cut := ttl+rounding < asked
 	if cut && next.Expiry() >= t.Expiry().Add(-rounding) {
 		next.Final, next.Full = true, t.Full

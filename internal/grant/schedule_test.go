@@ -1,0 +1,175 @@
+package grant_test
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/secret"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+var (
+	userRead = spec.Read{Method: "GET", Path: "database/creds/my-app"}
+	certRead = spec.Read{Method: "PUT", Path: "pki/issue/app"}
+)
+
+// leased returns an active grant whose token lives for an hour and which holds one lease of ten minutes.
+func leased() *grant.Grant {
+	return &grant.Grant{
+		ID: "g", State: grant.Active, Token: secret.New("t"),
+		Login:  grant.NewTerm(boot, time.Hour, true),
+		Leases: []grant.Lease{{ID: secret.New("user"), Read: userRead, Term: grant.NewTerm(boot, 10*time.Minute, true)}},
+	}
+}
+
+func TestNextRenewal(t *testing.T) {
+	j := leased().Jitter()
+	if j < 0 || j >= 1 {
+		t.Fatalf("jitter %f", j)
+	}
+	at := func(ttl time.Duration) grant.Instant { return grant.NewTerm(boot, ttl, true).RenewAt(j) }
+	tests := []struct {
+		name   string
+		change func(*grant.Grant)
+		want   grant.Instant
+	}{
+		{"the lease first", func(*grant.Grant) {}, at(10 * time.Minute)},
+		{"the token first", func(g *grant.Grant) { g.Login = grant.NewTerm(boot, time.Minute, true) }, at(time.Minute)},
+		{"superseded leases are not", func(g *grant.Grant) { g.Leases[0].Superseded = true }, at(time.Hour)},
+		{"a lease that is not renewable keeps the token", func(g *grant.Grant) { g.Leases[0].Term.Renewable = false }, at(time.Hour)},
+		{"nothing leased", func(g *grant.Grant) { g.Leases = nil }, 0},
+		{"lease ran out", func(g *grant.Grant) { g.Leases[0].Term = grant.NewTerm(0, s, true) }, 0},
+		{"nothing to lengthen", func(g *grant.Grant) { g.Login.Renewable, g.Leases[0].Term.Final = false, true }, 0},
+		{"pending", func(g *grant.Grant) { g.State = grant.Pending }, 0},
+		{"partial", func(g *grant.Grant) { g.State = grant.Partial }, 0},
+		{"superseded", func(g *grant.Grant) { g.State = grant.Superseded }, 0},
+		{"revoking", func(g *grant.Grant) { g.State = grant.Revoking }, 0},
+	}
+	for _, test := range tests {
+		g := leased()
+		test.change(g)
+		if got := g.NextRenewal(boot.Add(s)); got != test.want {
+			t.Errorf("%s: %s after boot, want %s", test.name, got.Sub(boot), test.want.Sub(boot))
+		}
+	}
+}
+
+func TestTokenDue(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(*grant.Grant)
+		want   bool
+	}{
+		{"renewable", func(*grant.Grant) {}, false},
+		{"at its maximum", func(g *grant.Grant) { g.Login.Final = true }, true},
+		{"at its maximum, nothing leased", func(g *grant.Grant) { g.Login.Final, g.Leases = true, nil }, false},
+		{"at its maximum, with life enough", func(g *grant.Grant) { g.Login = grant.NewTerm(boot, 24*time.Hour, false) }, false},
+		{"without end", func(g *grant.Grant) { g.Login = grant.NewTerm(boot, 0, false) }, false},
+	}
+	for _, test := range tests {
+		g := leased()
+		g.Leases[0].Term = grant.NewTerm(boot, 2*time.Hour, true)
+		test.change(g)
+		if got := g.TokenDue(boot.Add(50 * time.Minute)); got != test.want {
+			t.Errorf("%s: %t", test.name, got)
+		}
+	}
+}
+
+func TestAnswerDue(t *testing.T) {
+	answer := grant.Answer{Read: userRead, Leased: true}
+	tests := []struct {
+		name   string
+		answer grant.Answer
+		change func(*grant.Grant)
+		at     time.Duration
+		want   bool
+	}{
+		{"lease renewable", answer, func(*grant.Grant) {}, 9 * time.Minute, false},
+		{"lease at its maximum, early", answer, func(g *grant.Grant) { g.Leases[0].Term.Final = true }, time.Minute, false},
+		{"lease at its maximum, late", answer, func(g *grant.Grant) { g.Leases[0].Term.Final = true }, 8 * time.Minute, true},
+		{"lease lost", answer, func(g *grant.Grant) { g.Leases[0].Term = g.Leases[0].Term.Lost(boot) }, s, true},
+		{"lease forgotten", answer, func(g *grant.Grant) { g.Leases = nil }, 0, true},
+		{"only a superseded lease", answer, func(g *grant.Grant) { g.Leases[0].Superseded = true }, 0, true},
+		{"plain, early", grant.Answer{Read: certRead, RefreshAt: boot.Add(time.Minute)}, func(*grant.Grant) {}, time.Minute - 1, false},
+		{"plain, then", grant.Answer{Read: certRead, RefreshAt: boot.Add(time.Minute)}, func(*grant.Grant) {}, time.Minute, true},
+		{"plain, never", grant.Answer{Read: certRead}, func(*grant.Grant) {}, 1000 * time.Hour, false},
+	}
+	for _, test := range tests {
+		g := leased()
+		test.change(g)
+		if got := g.AnswerDue(test.answer, boot.Add(test.at)); got != test.want {
+			t.Errorf("%s: %t", test.name, got)
+		}
+	}
+}
+
+func TestSupersede(t *testing.T) {
+	term := grant.NewTerm(boot, 10*time.Minute, true)
+	over := grant.NewTerm(0, s, true)
+	g := &grant.Grant{Leases: []grant.Lease{
+		{ID: secret.New("replaced"), Read: userRead, Term: term},
+		{ID: secret.New("other read"), Read: certRead, Term: term},
+		{ID: secret.New("replaced and over"), Read: userRead, Term: over},
+		{ID: secret.New("other read, replaced and over"), Read: certRead, Term: over, Superseded: true},
+		{ID: secret.New("other read, current and over"), Read: certRead, Term: over},
+	}}
+	g.Supersede(userRead, boot)
+	var got []string
+	for _, l := range g.Leases {
+		state := "current"
+		if l.Superseded {
+			state = "superseded"
+		}
+		got = append(got, l.ID.Reveal()+": "+state)
+	}
+	want := []string{"replaced: superseded", "other read: current", "other read, current and over: current"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q\nwant %q", got, want)
+	}
+	if l := g.Lease(userRead); l != nil {
+		t.Errorf("%q is still behind the answer", l.ID.Reveal())
+	}
+	if l := g.Lease(certRead); l == nil || l.ID != secret.New("other read") {
+		t.Errorf("the other read's lease is %v", l)
+	}
+}
+
+func TestReadable(t *testing.T) {
+	tests := []struct {
+		name string
+		life time.Duration
+		at   time.Duration
+		want bool
+	}{
+		{"a request's time left", time.Hour, time.Hour - grant.RequestLimit, true},
+		{"less than a request's time", time.Hour, time.Hour - grant.RequestLimit + 1, false},
+		{"half of a short life", 20 * s, 10 * s, true},
+		{"less than half of a short life", 20 * s, 10*s + 1, false},
+		{"over", 20 * s, time.Hour, false},
+		{"without end", 0, time.Hour, true},
+	}
+	for _, test := range tests {
+		g := leased()
+		g.Login = grant.NewTerm(boot, test.life, true)
+		if got := g.Readable(boot.Add(test.at)); got != test.want {
+			t.Errorf("%s: %t", test.name, got)
+		}
+		if g.Token = (secret.Value{}); g.Readable(boot.Add(test.at)) {
+			t.Errorf("%s: readable without a token", test.name)
+		}
+	}
+}
+
+func TestBusyAndLeased(t *testing.T) {
+	g := leased()
+	g.BusyUntil = boot.Add(s)
+	if !g.Busy(boot.Add(s)-1) || g.Busy(boot.Add(s)) {
+		t.Error("busy until exactly BusyUntil")
+	}
+	if end := boot.Add(10 * time.Minute); !g.Leased(end-1) || g.Leased(end) {
+		t.Error("leased until exactly the lease's end")
+	}
+}
