@@ -181,10 +181,11 @@ type wireDuration time.Duration
 
 func (d *wireDuration) UnmarshalJSON(b []byte) error {
 	text := strings.Trim(string(b), `"`)
+	unit := ""
 	if _, err := strconv.Atoi(text); err == nil {
-		text += "s"
+		unit = "s"
 	}
-	parsed, err := time.ParseDuration(text)
+	parsed, err := time.ParseDuration(text + unit)
 	if err != nil {
 		return err
 	}
@@ -203,11 +204,10 @@ func (c *call) fields() (f fields, bad *reply) {
 	if err == nil {
 		return f, nil
 	}
-	text := "Field validation failed: " + err.Error()
+	out := failure(http.StatusBadRequest, `Field validation failed: error converting input for field "increment": `+err.Error())
 	if syntax := (*json.SyntaxError)(nil); errors.As(err, &syntax) {
-		text = "failed to parse JSON input: " + err.Error()
+		out = failure(http.StatusInternalServerError, err.Error())
 	}
-	out := failure(http.StatusBadRequest, text)
 	return f, &out
 }
 
@@ -256,7 +256,9 @@ func (v *Vault) renewTokenLocked(t *token, now time.Time, increment time.Duratio
 	}
 	t.expires = now.Add(ttl)
 	v.planLocked(t)
-	return envelope{Auth: t.auth(ttl), Warnings: warnings}.reply(http.StatusOK)
+	auth := t.auth(ttl)
+	auth["orphan"] = false // a renewal says so of every token
+	return envelope{Auth: auth, Warnings: warnings}.reply(http.StatusOK)
 }
 
 func (v *Vault) lookupLeaseLocked(id string, now time.Time) reply {
@@ -294,6 +296,9 @@ func (l *lease) refusal(now time.Time) string {
 	return ""
 }
 
+// renewFailed begins every error of a lease's back end.
+const renewFailed = "failed to renew entry: resp: (*logical.Response)(nil) err: "
+
 // renewLeaseLocked renews for anybody who knows the id: whose token issued the lease does not matter.
 func (v *Vault) renewLeaseLocked(id string, now time.Time, increment time.Duration) reply {
 	l, ok := v.byLease[id]
@@ -308,9 +313,10 @@ func (v *Vault) renewLeaseLocked(id string, now time.Time, increment time.Durati
 		refusal = "lease_id must be specified"
 	case refusal != "":
 	case !configured:
-		refusal = fmt.Sprintf("failed to renew entry: error during renew: could not find role with name %q", base(l.path))
+		refusal = fmt.Sprintf(renewFailed+"error during renew: could not find role with name %q", base(l.path))
 	case v.backendDown:
-		refusal = "failed to renew entry: failed to update user: " + dialError
+		refusal = renewFailed + "unable to update user: rpc error: code = Internal desc = unable to update user: " +
+			"1 error occurred:\n\t* " + dialError + "\n\n"
 	}
 	if refusal != "" {
 		return failure(http.StatusBadRequest, refusal)
@@ -349,7 +355,7 @@ func (v *Vault) health(c *call) step {
 		body := map[string]any{
 			"initialized":                  true,
 			"sealed":                       v.sealed,
-			"standby":                      v.standby,
+			"standby":                      v.standby || v.sealed,
 			"performance_standby":          false,
 			"replication_performance_mode": "disabled",
 			"replication_dr_mode":          "disabled",

@@ -132,7 +132,7 @@ func TestBackendDown(t *testing.T) {
 		c.do(login, 200)
 		c.do(read, 200)
 		v.BackendDown(true)
-		c.do(read, 500, "unable to start transaction: failed to connect")
+		c.do(read, 500, "unable to create new user: ", "unable to start transaction: failed to connect")
 		c.do(`PUT sys/leases/renew {"lease_id":"$lease"}`, 400, `{"errors":["failed to renew entry: `)
 		c.do(renew, 200)
 		c.do(revoke, 204)

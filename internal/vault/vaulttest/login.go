@@ -71,6 +71,8 @@ type Identity struct {
 type claims struct {
 	Audience   []string `json:"aud"`
 	Expires    int64    `json:"exp"`
+	Issued     int64    `json:"iat"`
+	NotBefore  int64    `json:"nbf"`
 	Subject    string   `json:"sub"`
 	Kubernetes struct {
 		Namespace string `json:"namespace"`
@@ -92,10 +94,13 @@ func (i Identity) JWT() string {
 	if i.TTL == 0 {
 		i.TTL = time.Hour
 	}
+	now := time.Now()
 	c := claims{
-		Audience: []string{i.Audience},
-		Expires:  time.Now().Add(i.TTL).Unix(),
-		Subject:  "system:serviceaccount:" + i.Namespace + ":" + i.ServiceAccount,
+		Audience:  []string{i.Audience},
+		Expires:   now.Add(i.TTL).Unix(),
+		Issued:    now.Unix(),
+		NotBefore: now.Unix(),
+		Subject:   "system:serviceaccount:" + i.Namespace + ":" + i.ServiceAccount,
 	}
 	c.Kubernetes.Namespace = i.Namespace
 	c.Kubernetes.Account = named{i.ServiceAccount, i.uid()}

@@ -24,8 +24,8 @@ func unknownRole(p string) reply { return failure(http.StatusBadRequest, "unknow
 func base(p string) string { return path.Base(p) }
 
 // dialError is how the database engine reports a back end that refuses connections.
-const dialError = "failed to connect to `user=vault database=app`: 127.0.0.1:5432 (127.0.0.1): " +
-	"dial error: dial tcp 127.0.0.1:5432: connect: connection refused"
+const dialError = "failed to connect to `host=127.0.0.1 user=vault database=app`: " +
+	"dial error (dial tcp 127.0.0.1:5432: connect: connection refused)"
 
 var unsupported = wrapped(http.StatusMethodNotAllowed, "unsupported operation")
 
@@ -90,7 +90,8 @@ func (v *Vault) Dynamic(path string, d Dynamic) {
 		case c.method != http.MethodGet:
 			return unsupported, nil
 		case v.backendDown:
-			return wrapped(http.StatusInternalServerError, "unable to start transaction: "+dialError), nil
+			return wrapped(http.StatusInternalServerError, "unable to create new user: rpc error: code = Internal desc = "+
+				"unable to create new user: unable to start transaction: "+dialError), nil
 		}
 		user := User{Name: fmt.Sprintf("v-kubernet-%.8s-%s-%d", base(path), rand.Text()[:20], now.Unix()), Path: path}
 		v.users[user.Name] = user
