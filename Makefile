@@ -11,7 +11,7 @@ TIME ?= 30s
 export LEASEHOLD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/leasehold
 
 LINT_MODULE := test/tools/lint
-LINTER := $(LEASEHOLD_CACHE)/lint-$(firstword $(shell sha256sum $(LINT_MODULE)/go.sum))/golangci-lint
+LINTER := $(LEASEHOLD_CACHE)/lint-$(shell sha256sum $(LINT_MODULE)/go.sum | cut -c1-16)/golangci-lint
 # The test tools with code of their own; the other modules only pin servers.
 TOOL_MODULES := $(sort $(patsubst %/,%,$(dir $(foreach go_mod,$(wildcard test/tools/*/go.mod),\
 	$(if $(wildcard $(dir $(go_mod))*.go $(dir $(go_mod))*/*.go),$(go_mod))))))
