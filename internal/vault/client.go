@@ -101,7 +101,7 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 	if rt == nil {
 		rt = transport
 	}
-	config.HttpClient.Transport = bounded{rt}
+	config.HttpClient.Transport = careful{rt}
 	client, err := api.NewClient(config)
 	if err != nil {
 		return nil, &Error{Kind: Unusable, Op: "using the address", Server: s.Address, Err: err}
@@ -112,11 +112,17 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 	return &Client{server: s, api: client}, nil
 }
 
-// bounded cuts every body that is larger than MaxReply.
-type bounded struct{ next http.RoundTripper }
+// careful cuts every body that is larger than MaxReply, and keeps net/http from sending a request again.
+type careful struct{ next http.RoundTripper }
 
-func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := b.next.RoundTrip(r)
+func (c careful) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body == nil || r.Body == http.NoBody {
+		// net/http repeats a GET without a body when a kept connection dies before the reply (Request.isReplayable), and a
+		// read of a dynamic secret would mint twice. A body that it cannot rewind stops that; being empty, it is not sent.
+		r = r.Clone(r.Context())
+		r.Body, r.GetBody = io.NopCloser(strings.NewReader("")), nil
+	}
+	resp, err := c.next.RoundTrip(r)
 	if err != nil {
 		return nil, err
 	}

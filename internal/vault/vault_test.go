@@ -1,0 +1,346 @@
+package vault_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/secret"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/vault"
+	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
+)
+
+var (
+	auth  = spec.Auth{Mount: "kubernetes", Role: "my-app-role"}
+	creds = spec.Read{Method: http.MethodGet, Path: "database/creds/my-app"}
+)
+
+func client(t *testing.T, v *vaulttest.Vault) *vault.Client {
+	t.Helper()
+	c, err := (&vault.Pool{RoundTripper: v}).Client(spec.Server{Address: v.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// world is a fake Vault with a role, dynamic credentials and a login.
+func world(t *testing.T) (*vaulttest.Vault, *vault.Client, vault.Login) {
+	t.Helper()
+	v := vaulttest.New(t)
+	v.Role("my-app-role", vaulttest.Role{TTL: time.Hour, ServiceAccounts: []string{"my-app"}})
+	v.Dynamic(creds.Path, vaulttest.Dynamic{TTL: time.Minute, MaxTTL: 10 * time.Minute})
+	v.KV2("secret/data/x", map[string]any{"k": "v"})
+	c := client(t, v)
+	login, err := c.LogIn(t.Context(), "", auth, secret.New(v.JWT("default", "my-app")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v, c, login
+}
+
+func TestCallsOfALife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, c, login := world(t)
+		if login.TTL != time.Hour || !login.Renewable || login.Unleasable != "" || login.Accessor.IsZero() {
+			t.Errorf("login: %+v", login)
+		}
+		reply, err := c.Read(t.Context(), login.Session, creds)
+		if err != nil || reply.LeaseID.IsZero() || reply.TTL != time.Minute || !reply.Renewable || reply.RefreshAfter != 0 {
+			t.Fatalf("read: %+v, %v", reply, err)
+		}
+		if life, err := c.RenewLease(t.Context(), login.Session, reply.LeaseID, 5*time.Minute); err != nil || life.TTL != 5*time.Minute {
+			t.Errorf("renewed lease: %+v, %v", life, err)
+		}
+		if life, err := c.RenewSelf(t.Context(), login.Session, 10*time.Minute); err != nil || life.TTL != 10*time.Minute {
+			t.Errorf("renewed token: %+v, %v", life, err)
+		}
+		if c.Cluster(t.Context()) == "" {
+			t.Error("no cluster id")
+		}
+		if err := c.RevokeSelf(t.Context(), login.Session); err != nil {
+			t.Error(err)
+		}
+		if err := c.RevokeSelf(t.Context(), login.Session); vault.KindOf(err) != vault.InvalidToken {
+			t.Errorf("revoked twice: %v", err)
+		}
+		for _, r := range v.Requests() {
+			if r.Header.Get("X-Vault-Request") != "true" {
+				t.Errorf("%s lacks X-Vault-Request", r.Path)
+			}
+		}
+	})
+}
+
+func TestNamespaceGoesWithEveryCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, c, login := world(t)
+		login.Namespace = "team/a"
+		before := len(v.Requests())
+		reply, _ := c.Read(t.Context(), login.Session, creds)
+		_, _ = c.RenewSelf(t.Context(), login.Session, time.Hour)
+		_, _ = c.RenewLease(t.Context(), login.Session, reply.LeaseID, 0)
+		_ = c.RevokeSelf(t.Context(), login.Session)
+		for _, r := range v.Requests()[before:] {
+			if got := r.Header.Get("X-Vault-Namespace"); got != "team/a" {
+				t.Errorf("%s went to namespace %q", r.Path, got)
+			}
+		}
+	})
+}
+
+// The catalogue: what Vault 1.21.2 answers, and what it means.
+func TestKinds(t *testing.T) {
+	fault := func(path string, status int, body string) func(*vaulttest.Vault) {
+		return func(v *vaulttest.Vault) { v.FailNext(path, 100, vaulttest.Fault{Status: status, Body: body}) }
+	}
+	errs := func(text string) string { return fmt.Sprintf(`{"errors":[%q]}`, text) }
+	const renew, self = "sys/leases/renew", "auth/token/renew-self"
+	tests := map[string]struct {
+		weather func(*vaulttest.Vault)
+		call    string // read, lease, token
+		want    vault.Kind
+	}{
+		"no policy":                 {fault(creds.Path, 403, ""), "read", vault.Denied},
+		"unknown role":              {func(v *vaulttest.Vault) { v.Remove(creds.Path) }, "read", vault.Invalid},
+		"kv missing":                {fault(creds.Path, 404, `{"errors":[]}`), "read", vault.NotFound},
+		"back end down, read":       {func(v *vaulttest.Vault) { v.BackendDown(true) }, "read", vault.Failing},
+		"sealed":                    {func(v *vaulttest.Vault) { v.Sealed(true) }, "read", vault.NotExecuted},
+		"rate limit":                {fault(creds.Path, 429, errs("rate limit quota exceeded")), "read", vault.NotExecuted},
+		"state not replicated":      {fault(creds.Path, 412, errs("required index state not present")), "read", vault.NotExecuted},
+		"no leader":                 {fault(creds.Path, 500, errs("local node not active but active cluster node not found")), "read", vault.NotExecuted},
+		"standby whose leader died": {fault(creds.Path, 307, ""), "read", vault.NotExecuted},
+		"overloaded":                {fault(creds.Path, 503, errs("overloaded, try again later")), "read", vault.NotExecuted},
+		"bad gateway of a proxy":    {fault(creds.Path, 502, "<html>"), "read", vault.Failing},
+		"cut":                       {func(v *vaulttest.Vault) { v.DropReply(creds.Path, 100) }, "read", vault.InDoubt},
+		"refused":                   {func(v *vaulttest.Vault) { v.Down(true) }, "read", vault.Unreachable},
+		"empty":                     {func(v *vaulttest.Vault) { v.Raw(creds.Path, 204, "", "") }, "read", vault.Empty},
+		"not JSON":                  {func(v *vaulttest.Vault) { v.Raw(creds.Path, 200, "text/html", "<html>") }, "read", vault.NotVault},
+		"too large": {func(v *vaulttest.Vault) {
+			v.Raw(creds.Path, 200, "application/json", strings.Repeat(" ", vault.MaxReply+1))
+		}, "read", vault.NotVault},
+		"too large an error": {func(v *vaulttest.Vault) {
+			v.Raw(creds.Path, 400, "application/json", strings.Repeat(" ", vault.MaxReply+1))
+		}, "read", vault.NotVault},
+		"back end down, renewal":     {func(v *vaulttest.Vault) { v.BackendDown(true) }, "lease", vault.BackEndDown},
+		"lease unknown":              {fault(renew, 400, errs("lease not found")), "lease", vault.LeaseGone},
+		"lease expired":              {fault(renew, 400, errs("lease expired")), "lease", vault.LeaseGone},
+		"lease not renewable":        {fault(renew, 400, errs("lease is not renewable")), "lease", vault.Unrenewable},
+		"past the maximum":           {fault(renew, 400, errs("past the max TTL, cannot renew")), "lease", vault.Unrenewable},
+		"role of the engine deleted": {fault(renew, 400, errs(`failed to renew entry: could not find role with name "x"`)), "lease", vault.Unrenewable},
+		"auth role deleted":          {func(v *vaulttest.Vault) { v.DeleteRole("my-app-role") }, "token", vault.Unrenewable},
+		"invalid token":              {fault(self, 403, errs("2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n")), "token", vault.InvalidToken},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v, c, login := world(t)
+				reply, err := c.Read(t.Context(), login.Session, creds)
+				if err != nil {
+					t.Fatal(err)
+				}
+				tt.weather(v)
+				switch tt.call {
+				case "read":
+					_, err = c.Read(t.Context(), login.Session, creds)
+				case "lease":
+					_, err = c.RenewLease(t.Context(), login.Session, reply.LeaseID, 0)
+				case "token":
+					_, err = c.RenewSelf(t.Context(), login.Session, time.Hour)
+				}
+				if got := vault.KindOf(err); got != tt.want {
+					t.Errorf("kind %d, want %d: %v", got, tt.want, err)
+				}
+				if len(err.Error()) > 1500 || strings.Contains(err.Error(), "<html>") {
+					t.Errorf("the error repeats the reply: %.200s", err)
+				}
+				for _, s := range v.Secrets() {
+					if strings.Contains(err.Error(), s) {
+						t.Errorf("the error holds a secret: %v", err)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestLoginIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, c, _ := world(t)
+		jwt := secret.New(v.JWT("default", "another"))
+		_, err := c.LogIn(t.Context(), "", auth, jwt)
+		if vault.KindOf(err) != vault.Denied || !strings.Contains(err.Error(), "service account name not authorized") {
+			t.Errorf("got %v", err)
+		}
+		_, err = c.LogIn(t.Context(), "", spec.Auth{Mount: "kubernetes", Role: "nobody"}, jwt)
+		if vault.KindOf(err) != vault.Invalid || !strings.Contains(err.Error(), "nobody") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestHostileServerDoesNotSpeakThroughUs(t *testing.T) {
+	const jwt = "header.payload.signature"
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = fmt.Fprintf(w, `{"errors":["you sent %s\n\u001b[31m", %q, "3", "4"]}`, jwt, strings.Repeat("x", 10000))
+	}))
+	defer srv.Close()
+	c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.LogIn(t.Context(), "", auth, secret.New(jwt))
+	if text := err.Error(); strings.Contains(text, jwt) || strings.ContainsAny(text, "\n\x1b") || len(text) > 1000 {
+		t.Errorf("got %q", text)
+	}
+}
+
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	reached := false
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true }))
+	defer other.Close()
+	srv := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
+	defer srv.Close()
+	c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.RevokeSelf(t.Context(), vault.Session{Token: secret.New("t")}); vault.KindOf(err) != vault.NotExecuted {
+		t.Errorf("got %v", err)
+	}
+	if reached {
+		t.Error("the token was carried to another host")
+	}
+}
+
+func TestTLS(t *testing.T) {
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
+	defer srv.Close()
+	srv.Config.ErrorLog = nil
+	revoke := func(s spec.Server) error {
+		c, err := new(vault.Pool).Client(s)
+		if err != nil {
+			return err
+		}
+		return c.RevokeSelf(t.Context(), vault.Session{Token: secret.New("t")})
+	}
+	if err := revoke(spec.Server{Address: srv.URL}); vault.KindOf(err) != vault.Distrusted {
+		t.Errorf("unknown authority: %v", err)
+	}
+	if err := revoke(spec.Server{Address: srv.URL, SkipVerify: true}); err != nil {
+		t.Errorf("unchecked: %v", err)
+	}
+	if err := revoke(spec.Server{Address: srv.URL, CACert: "/nowhere.pem"}); vault.KindOf(err) != vault.Unusable || !strings.Contains(err.Error(), "/nowhere.pem") {
+		t.Errorf("missing file: %v", err)
+	}
+	if err := revoke(spec.Server{Address: strings.Replace(srv.URL, "https", "http", 1)}); err == nil {
+		t.Error("plain HTTP to a TLS port succeeded")
+	}
+}
+
+func TestNobodyListens(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := "http://" + l.Addr().String()
+	_ = l.Close()
+	c, err := new(vault.Pool).Client(spec.Server{Address: address})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.RevokeSelf(t.Context(), vault.Session{Token: secret.New("t")})
+	var e *vault.Error
+	if !errors.As(err, &e) || e.Kind != vault.Unreachable || !e.Repeatable() || e.Executed() {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestSilentServerIsInDoubt(t *testing.T) {
+	quiet := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-quiet }))
+	defer srv.Close()
+	defer close(quiet)
+	c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err = c.Read(ctx, vault.Session{Token: secret.New("t")}, creds)
+	var e *vault.Error
+	if !errors.As(err, &e) || e.Kind != vault.InDoubt || !e.Executed() || e.Repeatable() {
+		t.Errorf("got %v", err)
+	}
+}
+
+// net/http by itself repeats a GET whose kept connection dies.
+func TestReadOverAKeptConnectionIsSentOnce(t *testing.T) {
+	v := vaulttest.New(t)
+	v.Serve(t)
+	v.Role("my-app-role", vaulttest.Role{TTL: time.Hour})
+	v.Dynamic(creds.Path, vaulttest.Dynamic{TTL: time.Minute})
+	c, err := new(vault.Pool).Client(spec.Server{Address: v.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	login, err := c.LogIn(t.Context(), "", auth, secret.New(v.JWT("default", "my-app")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.DropReply(creds.Path, 1)
+	if _, err := c.Read(t.Context(), login.Session, creds); vault.KindOf(err) != vault.InDoubt {
+		t.Errorf("got %v", err)
+	}
+	if n := len(v.Leases()); n != 1 {
+		t.Errorf("%d leases for one read", n)
+	}
+}
+
+func TestOneClientForOneServer(t *testing.T) {
+	var p vault.Pool
+	a, _ := p.Client(spec.Server{Address: "http://127.0.0.1:1"})
+	b, _ := p.Client(spec.Server{Address: "http://127.0.0.1:1"})
+	c, _ := p.Client(spec.Server{Address: "http://127.0.0.1:1", ServerName: "x"})
+	if a != b || a == c {
+		t.Error("clients are not shared by server and trust")
+	}
+}
+
+func TestWhenToReadAgain(t *testing.T) {
+	day := time.Now().Add(24 * time.Hour).Unix()
+	tests := map[string]struct {
+		method, body string
+		least, most  time.Duration
+	}{
+		"plain":               {"GET", `{"data":{"data":{"k":"v"}}}`, time.Minute, 3 * time.Minute},
+		"plain, odd ttl":      {"GET", `{"data":{"ttl":"1h","certificate":"x","expiration":"soon"}}`, time.Minute, 3 * time.Minute},
+		"static role":         {"GET", `{"data":{"username":"u","ttl":30,"rotation_period":60,"last_vault_rotation":"2026-01-01T00:00:00Z"}}`, 31 * time.Second, 33 * time.Second},
+		"certificate":         {"PUT", fmt.Sprintf(`{"data":{"certificate":"x","expiration":%d}}`, day), 16 * time.Hour, 17 * time.Hour},
+		"made by a write":     {"POST", `{"data":{"ciphertext":"x"}}`, 0, 0},
+		"leased":              {"GET", `{"lease_id":"x","lease_duration":60,"data":{"username":"u"}}`, 0, 0},
+		"expired certificate": {"PUT", `{"data":{"certificate":"x","expiration":1}}`, time.Second, time.Second},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			v, c, login := world(t)
+			v.Raw("odd/x", 200, "application/json", tt.body)
+			reply, err := c.Read(t.Context(), login.Session, spec.Read{Method: tt.method, Path: "odd/x"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := reply.RefreshAfter; got < tt.least || got > tt.most {
+				t.Errorf("read again after %s, want %s to %s", got, tt.least, tt.most)
+			}
+		})
+	}
+}
