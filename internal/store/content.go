@@ -71,18 +71,16 @@ func (s *Store) PutAnswer(id string, a grant.Answer, change func(*grant.Grant) e
 	return g, nil
 }
 
-// Answers returns the answers of a grant by their read.
+// Answers returns the answers of a grant by their read. A damaged one is left out, as if it had never been read.
 func (s *Store) Answers(id string) (answers map[spec.Read]grant.Answer, err error) {
 	answers = make(map[spec.Read]grant.Answer)
 	err = s.db.View(func(tx *bbolt.Tx) error {
 		prefix := answerPrefix(id)
 		c := tx.Bucket(contentBucket).Cursor()
 		for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
-			a, err := decodeAnswer(v)
-			if err != nil {
-				return err
+			if a, err := decodeAnswer(v); err == nil {
+				answers[a.Read] = a
 			}
-			answers[a.Read] = a
 		}
 		return nil
 	})

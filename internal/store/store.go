@@ -159,7 +159,8 @@ func (s *Store) open(path string) error {
 		Timeout:      time.Second,
 	}
 	db, err := bbolt.Open(path, 0o600, options)
-	if errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch) {
+	var system unix.Errno
+	if err != nil && !errors.As(err, &system) && !errors.Is(err, bolterrors.ErrTimeout) { // not the system's fault: the file's
 		s.damaged = path + ".damaged"
 		if err := os.Rename(path, s.damaged); err != nil {
 			return fmt.Errorf("setting the damaged store aside: %w", err)
@@ -342,6 +343,9 @@ func byPrefix(tx *bbolt.Tx, prefix []byte) (grants []grant.Grant, err error) {
 	c := tx.Bucket(volumeBucket).Cursor()
 	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {
 		g, err := getGrant(tx, string(k[bytes.LastIndexByte(k, '/')+1:]))
+		if errors.Is(err, errDamaged) { // it must not keep the volume from a new grant; All counts it
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
