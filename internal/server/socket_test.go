@@ -1,0 +1,197 @@
+package server_test
+
+import (
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leasehold-csi/leasehold/internal/server"
+)
+
+// socketPath is in a folder that other users may enter, with a name short enough for a socket.
+func socketPath(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "leasehold-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "vault.sock")
+}
+
+// bind listens and greets whoever is let in, until the test ends.
+func bind(t *testing.T, s *server.Socket, greeting string) net.Listener {
+	t.Helper()
+	l, err := s.Bind()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, greeting)
+			_ = conn.Close()
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close(); <-done })
+	return l
+}
+
+// greeting is what whoever listens at the path says.
+func greeting(path string) string {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return err.Error()
+	}
+	defer conn.Close()
+	text, _ := io.ReadAll(conn)
+	return string(text)
+}
+
+// stale leaves a socket file that nobody listens at.
+func stale(t *testing.T, path string) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	_ = l.Close()
+}
+
+func TestBind(t *testing.T) {
+	tests := map[string]func(*testing.T, string){
+		"nothing there": func(*testing.T, string) {},
+		"stale socket":  stale,
+		"plain file": func(t *testing.T, path string) {
+			if err := os.WriteFile(path, nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"an earlier process": func(t *testing.T, path string) { bind(t, server.NewSocket(path), "earlier") },
+	}
+	for name, before := range tests {
+		t.Run(name, func(t *testing.T) {
+			path := socketPath(t)
+			before(t, path)
+			s := server.NewSocket(path)
+			bind(t, s, "ours")
+			if got := greeting(path); got != "ours" {
+				t.Errorf("at the path: %q", got)
+			}
+			if err := s.Check(); err != nil {
+				t.Errorf("Check: %v", err)
+			}
+			files, err := os.ReadDir(filepath.Dir(path))
+			if err != nil || len(files) != 1 {
+				t.Errorf("the folder holds %v, %v", files, err)
+			}
+			info, err := os.Stat(path)
+			if err != nil || info.Mode() != fs.ModeSocket|0o600 {
+				t.Errorf("mode %v, %v", info.Mode(), err)
+			}
+		})
+	}
+}
+
+func TestBindFailure(t *testing.T) {
+	path := socketPath(t)
+	if err := os.Mkdir(path, 0o755); err != nil { // a socket cannot take its place
+		t.Fatal(err)
+	}
+	if _, err := server.NewSocket(path).Bind(); err == nil || !strings.Contains(err.Error(), "moving the provider's socket into place") {
+		t.Errorf("error %v", err)
+	}
+	if files, err := os.ReadDir(filepath.Dir(path)); err != nil || len(files) != 1 {
+		t.Errorf("the folder holds %v, %v", files, err)
+	}
+}
+
+func TestSocketStaysAtExit(t *testing.T) {
+	path := socketPath(t)
+	earlier := bind(t, server.NewSocket(path), "earlier")
+	bind(t, server.NewSocket(path), "next")
+	_ = earlier.Close()
+	if got := greeting(path); got != "next" {
+		t.Errorf("the earlier process's exit left at the path: %q", got)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	const gone = "the provider's socket is gone from the driver's folder"
+	tests := map[string]struct {
+		change func(*testing.T, string)
+		want   string
+	}{
+		"removed": {func(t *testing.T, path string) {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}, gone},
+		"replaced by nobody": {func(t *testing.T, path string) {
+			_ = os.Rename(path, path+".old") // keeps its inode from being used again
+			stale(t, path)
+		}, gone},
+		"taken over": {func(t *testing.T, path string) { bind(t, server.NewSocket(path), "other") },
+			"another provider listens in our place at PATH: two providers are set up for one name"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			path := socketPath(t)
+			s := server.NewSocket(path)
+			bind(t, s, "ours")
+			test.change(t, path)
+			if err := s.Check(); err == nil || err.Error() != strings.ReplaceAll(test.want, "PATH", path) {
+				t.Errorf("Check: %v, want %s", err, test.want)
+			}
+			bind(t, s, "ours again")
+			if got := greeting(path); got != "ours again" || s.Check() != nil {
+				t.Errorf("bound again, at the path: %q; Check: %v", got, s.Check())
+			}
+		})
+	}
+}
+
+// TestOtherUsersAreTurnedAway opens the file's mode, so that only the check of the peer is left. Only root can be somebody
+// else; for all others the mode is tested above.
+func TestOtherUsersAreTurnedAway(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return
+	}
+	path := socketPath(t)
+	bind(t, server.NewSocket(path), "secret")
+	if err := os.Chmod(path, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan string)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread, whose user is another now, ends with the goroutine
+		const nobody, same = 65534, ^uintptr(0)
+		if _, _, err := unix.RawSyscall(unix.SYS_SETRESUID, same, nobody, same); err != 0 {
+			got <- "becoming nobody: " + err.Error()
+			return
+		}
+		got <- greeting(path)
+	}()
+	if text := <-got; text != "" {
+		t.Errorf("somebody else is told %q", text)
+	}
+	if text := greeting(path); text != "secret" {
+		t.Errorf("root is told %q", text)
+	}
+}
