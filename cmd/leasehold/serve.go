@@ -93,7 +93,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	}
 	cluster.OnPod(k.Wake)
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), admin.Metrics{List: k.Grants})
 	socket := server.NewSocket(o.endpoint)
 	driver, err := server.New(server.Config{
 		Socket:  socket,
