@@ -1,3 +1,4 @@
+//nolint:forbidigo // sleeps inside synctest bubbles only
 package kube_test
 
 import (

@@ -57,7 +57,7 @@ func readable(path string) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = dir.Close() }() // nothing was written
+	defer dir.Close()
 	if _, err := dir.Readdirnames(1); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("listing %s: %w", path, err)
 	}

@@ -1,3 +1,4 @@
+//nolint:forbidigo // sleeps inside synctest bubbles only
 package pods_test
 
 import (
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -175,11 +177,20 @@ func (b *bed) expect(when string, ended bool) grant.Verdict {
 	return v
 }
 
-// failing makes requests of that kind fail while the error is not nil.
-func failing(verb, resource string, err *error) func(*fake.Clientset) {
+// fault is an API server that fails with the error it holds; the zero value works.
+type fault struct{ err atomic.Pointer[error] }
+
+func (f *fault) set(err error) { f.err.Store(&err) }
+
+// of makes requests of that kind fail while the fault holds an error.
+func (f *fault) of(verb, resource string) func(*fake.Clientset) {
 	return func(client *fake.Clientset) {
 		client.PrependReactor(verb, resource, func(k8stesting.Action) (bool, runtime.Object, error) {
-			return *err != nil, nil, *err
+			err := f.err.Load()
+			if err == nil || *err == nil {
+				return false, nil, nil
+			}
+			return true, nil, *err
 		})
 	}
 }
@@ -308,8 +319,8 @@ func TestReplacedByName(t *testing.T) {
 
 func TestLiveReadDecidesWhatTheCacheLacks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var away error
-		b := newBed(t, failing("get", "pods", &away))
+		var api fault
+		b := newBed(t, api.of("get", "pods"))
 		b.expect("running", false)
 		b.remove()
 		b.unmount()
@@ -318,14 +329,14 @@ func TestLiveReadDecidesWhatTheCacheLacks(t *testing.T) {
 			apierrors.NewForbidden(corev1.Resource("pods"), "db-0", nil),
 			apierrors.NewInternalError(errors.New("etcd")),
 		} {
-			away = err
+			api.set(err)
 			if v := b.expect(err.Error(), false); v.Check != 10*time.Second {
 				t.Errorf("%v: check in %v, want 10s", err, v.Check)
 			}
 		}
 		time.Sleep(24 * time.Hour)
 		b.expect("a day later", false)
-		away = nil
+		api.set(nil)
 		b.expect("the API server is back", true)
 	})
 }
@@ -345,8 +356,9 @@ func TestPodOutsideTheCacheIsAskedForAgain(t *testing.T) {
 
 func TestNothingBeforeTheCacheIsFilled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		away := errors.New("connection refused")
-		b := newBed(t, failing("list", "pods", &away))
+		var api fault
+		api.set(errors.New("connection refused"))
+		b := newBed(t, api.of("list", "pods"))
 		b.ask()
 		b.remove()
 		b.unmount()
@@ -354,7 +366,7 @@ func TestNothingBeforeTheCacheIsFilled(t *testing.T) {
 		if n := b.gets("pods"); n != 0 {
 			t.Errorf("%d live reads before the cache is filled", n)
 		}
-		away = nil
+		api.set(nil)
 		time.Sleep(2 * time.Minute)
 		b.expect("synced", true)
 	})
@@ -468,8 +480,9 @@ func TestLeaseIsReadOnlyForHeldVolumes(t *testing.T) {
 
 func TestUnknownKubeletProvesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		away := errors.New("connection refused")
-		b := newBed(t, failing("get", "leases", &away))
+		var api fault
+		api.set(errors.New("connection refused"))
+		b := newBed(t, api.of("get", "leases"))
 		b.expect("running", false)
 		b.remove()
 		if v := b.renew(time.Hour); v.Ended {
