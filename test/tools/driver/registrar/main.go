@@ -68,8 +68,7 @@ func run(ctx context.Context, csiAddress, kubeletPath, dir string) error {
 		return err
 	}
 	server.GracefulStop()
-	<-served
-	return err
+	return errors.Join(err, <-served)
 }
 
 // driverName waits for the driver to listen and asks for its name.

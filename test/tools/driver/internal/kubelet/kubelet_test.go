@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -139,7 +138,7 @@ func (n *node) start() {
 	})
 	running.Go(func() {
 		err := kubelet.Run(ctx, kubelet.Config{
-			NodeName: "light", Dir: n.dir, Endpoint: endpoint, SyncFrequency: n.sync, Client: n.api, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+			NodeName: "light", Dir: n.dir, Endpoint: endpoint, SyncFrequency: n.sync, Client: n.api, Log: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {
 			n.t.Error(err)
