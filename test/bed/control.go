@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -111,7 +112,8 @@ func (b *Bed) startEtcd(ctx context.Context) (string, error) {
 func (b *Bed) startAPIServer(ctx context.Context, at address, etcd string) error {
 	pki := func(name string) string { return b.path("pki", name) }
 	return b.progress.step("kube-apiserver", func() (string, error) {
-		err := b.start("apiserver", &process{Args: []string{
+		// An orderly end would wait a minute for the clients' watches.
+		err := b.start("apiserver", &process{Stop: syscall.SIGKILL, Args: []string{
 			b.program(tool.Kubernetes, "kube-apiserver"),
 			"--etcd-servers=" + etcd,
 			"--bind-address=" + at.ip, "--advertise-address=" + at.ip, fmt.Sprintf("--secure-port=%d", at.port),

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -39,7 +40,7 @@ func (b *Bed) Kill(ctx context.Context, part string) error {
 		return fmt.Errorf("killing %s: it is no process of this bed", part)
 	}
 	killed := *p
-	killed.Stop = 9
+	killed.Stop = syscall.SIGKILL
 	return killed.stop(ctx, patience)
 }
 
