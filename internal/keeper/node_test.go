@@ -1,4 +1,3 @@
-//nolint:forbidigo // sleeps inside synctest bubbles only
 package keeper_test
 
 import (
@@ -6,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -116,12 +116,7 @@ func (n *node) event(pod spec.Pod, eventtype, reason, message string) {
 func (n *node) had(reason string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, r := range n.events {
-		if r == reason {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(n.events, reason)
 }
 
 // end is the proven end of a pod.

@@ -184,8 +184,7 @@ func (k *Keeper) later(g grant.Grant, failure error) (grant.Instant, error) {
 		after.Failures = 1
 	}
 	pause := min(time.Second<<min(after.Failures-1, 10), 30*time.Second)
-	var refused *vault.Error
-	if errors.As(failure, &refused) {
+	if refused, ok := errors.AsType[*vault.Error](failure); ok {
 		pause = max(pause, refused.RetryAfter)
 	}
 	return k.Now().Add(pause), errors.Join(failure, err)

@@ -222,8 +222,7 @@ func (c *Client) explain(in call, header http.Header, err error, neverSent bool)
 			out.RetryAfter = time.Duration(s) * time.Second
 		}
 	default:
-		var broken *url.Error
-		if errors.As(err, &broken) { // its text repeats the URL
+		if broken, ok := errors.AsType[*url.Error](err); ok { // its text repeats the URL
 			err = broken.Err
 		}
 		out.Err = err

@@ -99,8 +99,7 @@ func (e *Error) Executed() bool { return e.Kind == InDoubt || e.Kind == Failing 
 
 // KindOf returns the kind of the first Error in err's chain; Unknown when there is none.
 func KindOf(err error) Kind {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Kind
 	}
 	return Unknown
