@@ -1,0 +1,194 @@
+package admin_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/admin"
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/secret"
+	"github.com/leasehold-csi/leasehold/internal/server"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+const now = grant.Instant(time.Hour)
+
+// held is a node's worth of grants in no order; every text in them that is secret holds "canary".
+func held() []grant.Grant {
+	grants := []grant.Grant{
+		{
+			ID: "3", State: grant.Active, Namespace: "team",
+			Volume: spec.VolumeKey{PodUID: "uid-app", Volume: "creds"},
+			Pod:    spec.Pod{Namespace: "shop", Name: "app", UID: "uid-app", ServiceAccount: "app-sa"},
+			Class:  "vault-db-creds", Server: spec.Server{Address: "https://vault:8200"},
+			Token: secret.New("canary-token"), Accessor: secret.New("canary-accessor"),
+			Login: grant.NewTerm(now.Add(-time.Minute), time.Hour, true),
+			Leases: []grant.Lease{
+				{
+					ID:   secret.New("canary-lease"),
+					Read: spec.Read{Method: "PUT", Path: "database/creds/my-app", Query: "canary=1", Args: `{"password":"canary"}`},
+					Term: grant.NewTerm(now.Add(-time.Minute), 20*time.Minute, true),
+				},
+				{ID: secret.New("canary-older"), Read: spec.Read{Path: "database/creds/my-app"}, Term: grant.NewTerm(0, time.Second, true), Superseded: true},
+			},
+		},
+		{
+			ID: "1", State: grant.Partial, Problem: "Vault is sealed",
+			Volume: spec.VolumeKey{PodUID: "uid-job", Volume: "kv"},
+			Pod:    spec.Pod{Namespace: "shop", Name: "a-job", UID: "uid-job", ServiceAccount: "job"},
+			Token:  secret.New("canary-token"), Login: grant.NewTerm(now, 0, false),
+		},
+		{
+			ID: "2", State: grant.Revoking, Cause: "pod deleted",
+			Volume: spec.VolumeKey{PodUID: "uid-app", Volume: "creds"},
+			Pod:    spec.Pod{Namespace: "shop", Name: "app", UID: "uid-app", ServiceAccount: "app-sa"},
+		},
+	}
+	for i := range grants {
+		grants[i].Auth = spec.Auth{Mount: "kubernetes", Role: "my-app-role"}
+	}
+	return grants
+}
+
+// serve answers at a folder's admin socket until the test ends.
+func serve(t *testing.T, dir string, list func() ([]grant.Grant, error)) {
+	t.Helper()
+	l, err := admin.Listen(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- server.ServeHTTP(ctx, l, admin.Handler("node-1", list, func() grant.Instant { return now }))
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("serving: %v", err)
+		}
+	})
+}
+
+// folder has a path short enough for a socket.
+func folder(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "leasehold-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s: got\n%s\nwant\n%s", name, got, want)
+	}
+}
+
+func TestFetch(t *testing.T) {
+	dir := folder(t)
+	serve(t, dir, func() ([]grant.Grant, error) { return held(), nil })
+	report, err := admin.Fetch(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.MarshalIndent(report, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "leases.json", string(text)+"\n")
+	var table strings.Builder
+	if err := admin.WriteTable(&table, report); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "leases.txt", table.String())
+}
+
+func TestReportHoldsNoSecret(t *testing.T) {
+	w := httptest.NewRecorder()
+	list := func() ([]grant.Grant, error) { return held(), nil }
+	admin.Handler("node-1", list, func() grant.Instant { return now }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/leases", nil))
+	for _, text := range []string{"canary", secret.Value{}.String()} {
+		if body := w.Body.String(); w.Code != http.StatusOK || strings.Contains(body, text) {
+			t.Errorf("%d, with %q: %s", w.Code, text, body)
+		}
+	}
+}
+
+func TestNothingHeld(t *testing.T) {
+	dir := folder(t)
+	serve(t, dir, func() ([]grant.Grant, error) { return nil, nil })
+	report, err := admin.Fetch(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := json.Marshal(report); err != nil || string(text) != `{"node":"node-1","grants":[]}` {
+		t.Errorf("%s, %v", text, err)
+	}
+	var table strings.Builder
+	if err := admin.WriteTable(&table, report); err != nil || table.String() != "Nothing is held on node node-1.\n" {
+		t.Errorf("%q, %v", table.String(), err)
+	}
+}
+
+func TestFetchFailures(t *testing.T) {
+	t.Run("nobody listens", func(t *testing.T) {
+		dir := folder(t)
+		if _, err := admin.Fetch(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "is "+dir+" its --state-dir?") {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("the store cannot be read", func(t *testing.T) {
+		dir := folder(t)
+		serve(t, dir, func() ([]grant.Grant, error) { return nil, errors.New("broken") })
+		if _, err := admin.Fetch(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "500") {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+func TestListenAfterACrash(t *testing.T) {
+	dir := folder(t)
+	path := filepath.Join(dir, "admin.sock")
+	if err := os.WriteFile(path, nil, 0o644); err != nil { // what an earlier process left
+		t.Fatal(err)
+	}
+	serve(t, dir, func() ([]grant.Grant, error) { return nil, nil })
+	if info, err := os.Stat(path); err != nil || info.Mode() != fs.ModeSocket|0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if _, err := admin.Fetch(t.Context(), dir); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestListenFailure(t *testing.T) {
+	if _, err := admin.Listen(t.Context(), "/nonexistent"); err == nil || !strings.Contains(err.Error(), "/nonexistent") {
+		t.Errorf("error %v", err)
+	}
+}
