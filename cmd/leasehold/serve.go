@@ -30,6 +30,10 @@ import (
 // drainLimit bounds the wait for logins and reads at shutdown; Vault itself gives none more than 90 s.
 const drainLimit = grant.RequestLimit
 
+// apiRate is how many requests a second the Kubernetes API is asked at most: a drained node ends all its pods at once, and each
+// end is believed only after a live GET.
+const apiRate = 25
+
 // serve runs the provider until ctx ends.
 func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	o, err := parseServe(args, stderr)
@@ -79,6 +83,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the Kubernetes API: %w", err)
 	}
+	config.QPS, config.Burst = apiRate, 2*apiRate
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("making a Kubernetes client: %w", err)
