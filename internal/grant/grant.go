@@ -50,7 +50,7 @@ type Grant struct {
 	Token    secret.Value
 	Accessor secret.Value
 	// Login is the token's life.
-	Login  Term
+	Login Term
 	// Unleasable says why nothing leased may be read under the token; empty when it may.
 	Unleasable string
 	Leases     []Lease
