@@ -85,6 +85,8 @@ func hint(e *vault.Error, req *spec.Request) string {
 		return "the role's name"
 	case login && e.Kind == vault.NotFound:
 		return "the name of the auth mount"
+	case login && (e.Kind == vault.Empty || e.Kind == vault.NotVault):
+		return "that the address is Vault's, and that the auth mount is one for Kubernetes"
 	case e.Kind == vault.Denied:
 		return "that a policy of the role allows this path (for KV version 2 it contains /data/), with capability read for GET and update for PUT or POST"
 	case e.Kind == vault.InvalidToken:
