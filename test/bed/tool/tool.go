@@ -111,7 +111,7 @@ func (m Module) build(ctx context.Context, source, programs string, log io.Write
 	if err := os.MkdirAll(partial, 0o755); err != nil {
 		return fmt.Errorf("making the build folder: %w", err)
 	}
-	args := append([]string{"build", "-trimpath", "-o", partial + string(filepath.Separator)}, m.Flags...)
+	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-o", partial + string(filepath.Separator)}, m.Flags...)
 	cmd := exec.CommandContext(ctx, "go", append(args, m.Packages...)...)
 	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
