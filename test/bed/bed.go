@@ -13,6 +13,9 @@
 // The light form ([Light], any user) has no containers: the driver's node server and a stand-in for kubelet run in one
 // process, volumes are plain folders, and Leasehold is a process. Pods exist only as API objects.
 //
+// A third form ([Kind]) is the full one in a cluster that kind makes, where Docker and kind exist. Parts that are
+// containers of kind's, the API server and kubelet, cannot be stopped in it.
+//
 // # Life
 //
 // [Up] starts a bed and returns when every part answers. Its servers outlive the program that started them; [Open]
@@ -46,6 +49,8 @@ type Form string
 const (
 	Light Form = "light"
 	Full  Form = "full"
+	// Kind is the full form in a cluster that kind makes in Docker, with Vault and PostgreSQL beside it.
+	Kind Form = "kind"
 )
 
 // Options says which bed [Up] makes.
@@ -81,7 +86,7 @@ func DefaultDir(form Form) string {
 // every part is ready; when it fails, the parts that did start are left for their logs to be read, until [Bed.Down] or
 // the next Up. A machine that cannot run this form gives a [MissingError].
 func Up(ctx context.Context, options Options) (*Bed, error) {
-	if err := canRun(options.Form); err != nil {
+	if err := CanRun(options.Form); err != nil {
 		return nil, err
 	}
 	b, err := create(options)
@@ -132,16 +137,6 @@ func Open(dir string) (*Bed, error) {
 		err = b.connect()
 	}
 	return b, err
-}
-
-func canRun(form Form) error {
-	switch form {
-	case Light:
-		return CanRunLight()
-	case Full:
-		return CanRunFull()
-	}
-	return fmt.Errorf("unknown form of test bed %q", form)
 }
 
 func create(options Options) (*Bed, error) {
@@ -202,7 +197,7 @@ func (b *Bed) makeFolders() error {
 	if err := b.state.save(); err != nil {
 		return err
 	}
-	for _, dir := range []string{"logs", "tmp", "pki", "etcd", "vault", "postgres", "kubelet", "providers", "manifests"} {
+	for _, dir := range []string{"logs", "tmp", "pki", "etcd", "vault", "postgres", "kubelet", "providers", "manifests", "images"} {
 		if err := os.Mkdir(b.path(dir), 0o711); err != nil {
 			return fmt.Errorf("making the bed's folders: %w", err)
 		}
@@ -220,7 +215,7 @@ func (b *Bed) buildTools(ctx context.Context) error {
 		return err
 	}
 	modules := []tool.Module{tool.Kubernetes, tool.Vault, tool.Driver}
-	if b.state.Form == Full {
+	if b.state.Form != Light {
 		modules = append(modules, tool.App, tool.Image)
 	}
 	for _, module := range modules {
@@ -285,7 +280,7 @@ func (b *Bed) digest() string {
 
 // freePort asks the kernel for a port of the bed's address that nobody uses.
 func (b *Bed) freePort() (int, error) {
-	listener, err := net.Listen("tcp", net.JoinHostPort(b.state.Host, "0")) //nolint:noctx // returns at once
+	listener, err := net.Listen("tcp", net.JoinHostPort(b.state.Host, "0"))
 	if err != nil {
 		return 0, fmt.Errorf("finding a free port: %w", err)
 	}

@@ -44,10 +44,10 @@ func (b *Bed) startControlPlane(ctx context.Context, at address) error {
 	if err := b.connect(); err != nil {
 		return err
 	}
-	if err := b.startController("controller-manager", "kube-controller-manager", b.controllerFlags()...); err != nil {
+	if err := b.startController(ctx, "controller-manager", "kube-controller-manager", b.controllerFlags()...); err != nil {
 		return err
 	}
-	if err := b.startController("scheduler", "kube-scheduler"); err != nil {
+	if err := b.startController(ctx, "scheduler", "kube-scheduler"); err != nil {
 		return err
 	}
 	return b.progress.step("controllers", func() (string, error) {
@@ -94,7 +94,7 @@ func (b *Bed) startEtcd(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return client, b.progress.step("etcd", func() (string, error) {
-		err := b.start("etcd", &process{Args: []string{
+		err := b.start(ctx, "etcd", &process{Args: []string{
 			binary,
 			"--name=bed", "--data-dir=" + b.path("etcd", "data"),
 			"--listen-client-urls=" + client, "--advertise-client-urls=" + client,
@@ -113,7 +113,7 @@ func (b *Bed) startAPIServer(ctx context.Context, at address, etcd string) error
 	pki := func(name string) string { return b.path("pki", name) }
 	return b.progress.step("kube-apiserver", func() (string, error) {
 		// An orderly end would wait a minute for the clients' watches.
-		err := b.start("apiserver", &process{Stop: syscall.SIGKILL, Args: []string{
+		err := b.start(ctx, "apiserver", &process{Stop: syscall.SIGKILL, Args: []string{
 			b.program(tool.Kubernetes, "kube-apiserver"),
 			"--etcd-servers=" + etcd,
 			"--bind-address=" + at.ip, "--advertise-address=" + at.ip, fmt.Sprintf("--secure-port=%d", at.port),
@@ -172,13 +172,13 @@ func (b *Bed) controllerFlags() []string {
 }
 
 // startController starts a program that works for the cluster and leads without an election.
-func (b *Bed) startController(name, program string, flags ...string) error {
+func (b *Bed) startController(ctx context.Context, name, program string, flags ...string) error {
 	port, err := b.freePort()
 	if err != nil {
 		return err
 	}
 	kubeconfig := b.path("kubeconfig-" + name)
-	return b.start(name, &process{Args: append([]string{
+	return b.start(ctx, name, &process{Args: append([]string{
 		b.program(tool.Kubernetes, program),
 		"--kubeconfig=" + kubeconfig,
 		"--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 )
 
@@ -23,6 +21,9 @@ func (b *Bed) Down(ctx context.Context) error {
 		return err
 	}
 	faults := []error{b.endProcesses(ctx)}
+	if b.state.Form == Kind {
+		faults = append(faults, b.removeKindCluster(ctx))
+	}
 	if os.Geteuid() == 0 {
 		faults = append(faults, b.removeCgroups(ctx), b.removeLink(ctx))
 	}
@@ -103,11 +104,8 @@ func (b *Bed) removeLink(ctx context.Context) error {
 	if _, err := os.Stat("/sys/class/net/" + b.link()); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	output, err := exec.CommandContext(ctx, "ip", "link", "delete", b.link()).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("removing the link %s: %w: %s", b.link(), err, strings.TrimSpace(string(output)))
-	}
-	return nil
+	_, err := command(ctx, "ip", "link", "delete", b.link())
+	return err
 }
 
 // removeFolders removes the bed's folder only when it holds a bed.

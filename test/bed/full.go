@@ -8,16 +8,13 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"text/template"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/leasehold-csi/leasehold/test/bed/tool"
 )
@@ -54,19 +51,16 @@ func (b *Bed) upFull(ctx context.Context) error {
 	if err := b.startNode(ctx, addresses); err != nil {
 		return err
 	}
-	if err := b.importImages(ctx); err != nil {
+	err = b.loadImages(ctx, func(ctx context.Context, archive string) error {
+		return b.ctr(ctx, "images", "import", archive)
+	})
+	if err != nil {
 		return err
 	}
 	if err := b.startKubelet(ctx); err != nil {
 		return err
 	}
-	if err := b.rollOutDriver(ctx); err != nil {
-		return err
-	}
-	if b.state.Provider.Binary == "" {
-		return nil
-	}
-	return b.rollOutProvider(ctx)
+	return b.rollOut(ctx)
 }
 
 // makeLink makes the bridge that carries every address of the bed.
@@ -82,8 +76,8 @@ func (b *Bed) makeLink(ctx context.Context) (network, error) {
 			{"address", "add", chosen.service() + "/32", "dev", b.link()},
 			{"link", "set", b.link(), "up"},
 		} {
-			if output, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput(); err != nil {
-				return "", fmt.Errorf("running ip %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(output))
+			if _, err := command(ctx, "ip", args...); err != nil {
+				return "", err
 			}
 		}
 		return b.link() + " " + chosen.node(), nil
@@ -119,7 +113,7 @@ func (b *Bed) startNode(ctx context.Context, addresses network) error {
 		if err := b.writeNodeFiles(addresses); err != nil {
 			return "", err
 		}
-		err := b.start("node", &process{
+		err := b.start(ctx, "node", &process{
 			Args: []string{
 				"unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc",
 				"sh", b.path("node.sh"), b.state.Dir,
@@ -138,13 +132,12 @@ func (b *Bed) startNode(ctx context.Context, addresses network) error {
 			return "", err
 		}
 		b.state.KubeletDir = fmt.Sprintf("/proc/%d/root/var/lib/kubelet", b.process("node").PID)
-		err = b.start("containerd", &process{Args: []string{"containerd", "--config", b.path("containerd.toml")}, InNode: true, Forks: true})
+		err = b.start(ctx, "containerd", &process{Args: []string{"containerd", "--config", b.path("containerd.toml")}, InNode: true, Forks: true})
 		if err != nil {
 			return "", err
 		}
 		return b.path("containerd"), b.await(ctx, "containerd", func(ctx context.Context) error {
-			_, err := b.ctr(ctx, "version")
-			return err
+			return b.ctr(ctx, "version")
 		})
 	})
 }
@@ -155,7 +148,7 @@ func (b *Bed) writeNodeFiles(addresses network) error {
 	if err != nil {
 		return fmt.Errorf("reading the node's files: %w", err)
 	}
-	for _, dir := range []string{"cni", "containerd", "volume-plugins", "images"} {
+	for _, dir := range []string{"cni", "containerd", "volume-plugins"} {
 		if err := os.Mkdir(b.path(dir), 0o711); err != nil {
 			return fmt.Errorf("making the node's folders: %w", err)
 		}
@@ -186,51 +179,15 @@ func (b *Bed) enterNode() []string {
 }
 
 // ctr speaks to the node's containerd about the containers and images of Kubernetes.
-func (b *Bed) ctr(ctx context.Context, args ...string) ([]byte, error) {
+func (b *Bed) ctr(ctx context.Context, args ...string) error {
 	line := append(b.enterNode(), "ctr", "--address", containerdSocket, "--namespace", "k8s.io")
-	line = append(line, args...)
-	output, err := exec.CommandContext(ctx, line[0], line[1:]...).CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("running ctr %s: %w: %s", args[0], err, bytes.TrimSpace(output))
-	}
-	return output, nil
-}
-
-// importImages makes an image of every program that runs in a container, and gives it to containerd.
-func (b *Bed) importImages(ctx context.Context) error {
-	busybox := []string{"-file", "/usr/bin/busybox=/bin/busybox"}
-	for _, applet := range []string{"sh", "cat", "ls", "mount", "umount", "sleep"} {
-		busybox = append(busybox, "-link", "/bin/"+applet+"=busybox")
-	}
-	images := map[string][]string{
-		"bed-app":       append([]string{"-entrypoint", "/app", "-file", b.program(tool.App, "app") + "=/app"}, busybox...),
-		"bed-registrar": {"-entrypoint", "/registrar", "-file", b.program(tool.Driver, "registrar") + "=/registrar"},
-		"bed-driver": append([]string{
-			"-entrypoint", "/secrets-store-csi-driver",
-			"-file", b.program(tool.Driver, "secrets-store-csi-driver") + "=/secrets-store-csi-driver",
-		}, busybox...),
-	}
-	if b.state.Provider.Binary != "" {
-		images["leasehold"] = []string{"-ca", "-entrypoint", "/leasehold", "-file", b.state.Provider.Binary + "=/leasehold"}
-	}
-	return b.progress.step("images", func() (string, error) {
-		for name, args := range images {
-			archive := b.path("images", name+".tar")
-			cmd := exec.CommandContext(ctx, b.program(tool.Image, "image"), append([]string{"-o", archive, "-tag", name + ":dev"}, args...)...)
-			if output, err := cmd.CombinedOutput(); err != nil {
-				return "", fmt.Errorf("making image %s: %w: %s", name, err, bytes.TrimSpace(output))
-			}
-			if _, err := b.ctr(ctx, "images", "import", archive); err != nil {
-				return "", err
-			}
-		}
-		return fmt.Sprintf("%d of them", len(images)), nil
-	})
+	_, err := command(ctx, line[0], append(line[1:], args...)...)
+	return err
 }
 
 func (b *Bed) startKubelet(ctx context.Context) error {
 	return b.progress.step("kubelet", func() (string, error) {
-		err := b.start("kubelet", &process{InNode: true, Forks: true, Args: []string{
+		err := b.start(ctx, "kubelet", &process{InNode: true, Forks: true, Args: []string{
 			b.program(tool.Kubernetes, "kubelet"),
 			"--config=" + b.path("kubelet.yaml"),
 			"--kubeconfig=" + b.path("kubeconfig-kubelet"),
@@ -261,64 +218,4 @@ func (b *Bed) kubeletReady(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// rollOutDriver applies the driver's own manifests as the bed changes them, and shows the changes.
-func (b *Bed) rollOutDriver(ctx context.Context) error {
-	return b.progress.step("driver", func() (string, error) {
-		if err := b.showDriverChanges(ctx); err != nil {
-			return "", err
-		}
-		if err := b.applyDriver(ctx); err != nil {
-			return "", err
-		}
-		return "its own DaemonSet, changed as above", b.rolledOut(ctx, b.daemonSet("driver"))
-	})
-}
-
-func (b *Bed) showDriverChanges(ctx context.Context) error {
-	for _, name := range []string{"stock", "driver"} {
-		documents, err := b.render(ctx, name)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(b.path("manifests", name+".yaml"), documents, 0o644); err != nil {
-			return fmt.Errorf("writing the driver's manifests: %w", err)
-		}
-	}
-	cmd := exec.CommandContext(ctx, "diff", "--unified=1", "stock.yaml", "driver.yaml")
-	cmd.Dir = b.path("manifests")
-	output, err := cmd.Output()
-	var differs *exec.ExitError
-	if err != nil && (!errors.As(err, &differs) || differs.ExitCode() != 1) {
-		return fmt.Errorf("comparing the driver's manifests: %w", err)
-	}
-	b.progress.note("what the bed changes in the driver's manifests:")
-	for line := range strings.Lines(string(output)) {
-		b.progress.note("  %s", strings.TrimRight(line, "\n"))
-	}
-	return nil
-}
-
-// rollOutProvider applies Leasehold's own manifests.
-func (b *Bed) rollOutProvider(ctx context.Context) error {
-	return b.progress.step("leasehold", func() (string, error) {
-		if err := b.writeProviderManifests(); err != nil {
-			return "", err
-		}
-		documents, err := b.render(ctx, "provider")
-		if err != nil {
-			return "", err
-		}
-		_, set, err := splitDaemonSet(documents)
-		if err != nil {
-			return "", err
-		}
-		b.state.Provider.Namespace, b.state.Provider.DaemonSet = set.Namespace, set.Name
-		b.state.Provider.StateDir = "/run/leasehold"
-		if err := b.apply(ctx, documents); err != nil {
-			return "", err
-		}
-		return "DaemonSet " + set.Namespace + "/" + set.Name, b.rolledOut(ctx, types.NamespacedName{Namespace: set.Namespace, Name: set.Name})
-	})
 }

@@ -71,7 +71,7 @@ func (b *Bed) startLightProvider(ctx context.Context) error {
 		if err := os.MkdirAll(b.state.Provider.StateDir, 0o700); err != nil {
 			return "", fmt.Errorf("making the provider's state folder: %w", err)
 		}
-		err = b.start("provider", &process{Args: []string{
+		err = b.start(ctx, "provider", &process{Args: []string{
 			b.state.Provider.Binary, "serve",
 			"--endpoint", b.state.Provider.Endpoint,
 			"--node-name", b.state.Node,
@@ -123,7 +123,7 @@ func (b *Bed) makeProviderAccount(ctx context.Context, kubeconfig string) error 
 
 func (b *Bed) startLightNode(ctx context.Context) error {
 	return b.progress.step("light node", func() (string, error) {
-		err := b.start("driver", &process{Args: []string{
+		err := b.start(ctx, "driver", &process{Args: []string{
 			b.program(tool.Driver, "lightnode"),
 			"--kubeconfig", b.state.Kubeconfig,
 			"--node-name", b.state.Node,

@@ -14,8 +14,11 @@ import (
 
 // up starts all parts of the bed's form.
 func (b *Bed) up(ctx context.Context) error {
-	if b.state.Form == Full {
+	switch b.state.Form {
+	case Full:
 		return b.upFull(ctx)
+	case Kind:
+		return b.upKind(ctx)
 	}
 	return b.upLight(ctx)
 }
@@ -57,7 +60,7 @@ func (b *Bed) Start(ctx context.Context, part string) error {
 		return nil
 	}
 	again := *p
-	if err := b.start(part, &again); err != nil {
+	if err := b.start(ctx, part, &again); err != nil {
 		return err
 	}
 	if err := b.await(ctx, part, b.readiness(part)); err != nil {
@@ -109,7 +112,7 @@ func (b *Bed) readiness(part string) func(context.Context) error {
 
 // daemonSet returns the DaemonSet that a part is; in the light form no part is one.
 func (b *Bed) daemonSet(part string) types.NamespacedName {
-	if b.state.Form == Full {
+	if b.state.Form != Light {
 		switch part {
 		case "provider":
 			return types.NamespacedName{Namespace: b.state.Provider.Namespace, Name: b.state.Provider.DaemonSet}
@@ -154,7 +157,7 @@ func (b *Bed) rolledOut(ctx context.Context, name types.NamespacedName) error {
 
 // Leases returns what `leasehold leases -o json` says in the running provider.
 func (b *Bed) Leases(ctx context.Context) ([]byte, error) {
-	if b.state.Form == Full {
+	if b.state.Form != Light {
 		return b.kubectl(ctx, nil, "exec", "--namespace", b.state.Provider.Namespace,
 			"daemonset/"+b.state.Provider.DaemonSet, "--", "/leasehold", "leases", "-o", "json")
 	}

@@ -61,7 +61,7 @@ func (b *Bed) startPostgres(ctx context.Context) error {
 		if err != nil {
 			return "", err
 		}
-		err = b.start("postgres", &process{
+		err = b.start(ctx, "postgres", &process{
 			Account: postgresAccount(),
 			Stop:    syscall.SIGINT, // ends sessions instead of waiting for them
 			Args: []string{

@@ -112,7 +112,7 @@ func processStart(pid int) (started uint64, state byte, err error) {
 }
 
 // start runs the named process, notes it in bed.json, and lets it outlive this program.
-func (b *Bed) start(name string, p *process) error {
+func (b *Bed) start(ctx context.Context, name string, p *process) error {
 	logFile, err := os.OpenFile(b.log(name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("opening the log of %s: %w", name, err)
@@ -127,7 +127,7 @@ func (b *Bed) start(name string, p *process) error {
 	}
 	p.PID = cmd.Process.Pid
 	if p.Forks {
-		if p.PID, err = onlyChild(p.PID); err != nil {
+		if p.PID, err = onlyChild(ctx, p.PID); err != nil {
 			return fmt.Errorf("starting %s: %w", name, err)
 		}
 	}
@@ -149,7 +149,7 @@ func (b *Bed) command(p *process, output io.Writer) (*exec.Cmd, error) {
 		args = append(b.enterNode(), args...)
 	}
 	// Not CommandContext: the server outlives the call that starts it.
-	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // see above
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = b.state.Dir
 	cmd.Env = append([]string{
 		marker + "=" + b.state.Dir,
@@ -170,7 +170,7 @@ func (b *Bed) command(p *process, output io.Writer) (*exec.Cmd, error) {
 }
 
 // onlyChild waits for the one child of a process that is about to fork.
-func onlyChild(pid int) (int, error) {
+func onlyChild(ctx context.Context, pid int) (int, error) {
 	var child int
 	forked := func() bool {
 		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
@@ -180,7 +180,7 @@ func onlyChild(pid int) (int, error) {
 		child, err = strconv.Atoi(strings.TrimSpace(string(children)))
 		return err == nil
 	}
-	if !poll(context.Background(), 10*time.Second, forked) {
+	if !poll(ctx, 10*time.Second, forked) {
 		return 0, errors.New("it ended at once or never forked")
 	}
 	return child, nil

@@ -27,7 +27,7 @@ func (e *MissingError) Error() string {
 	return text
 }
 
-// requirement is a file that a Debian package brings. The bed looks in $PATH for a bare name, and else for a match of
+// requirement is a file, and the Debian package that brings it, if one does. The bed looks in $PATH for a bare name, and else for a match of
 // the pattern.
 type requirement struct{ file, pkg string }
 
@@ -46,6 +46,25 @@ var fullRequirements = append(slices.Clone(lightRequirements),
 	requirement{"/usr/bin/busybox", "busybox-static"},
 )
 
+var kindRequirements = append(slices.Clone(lightRequirements[1:]),
+	requirement{"docker", "docker.io"},
+	requirement{"kind", ""}, // no package of Debian's
+	requirement{"/usr/bin/busybox", "busybox-static"},
+)
+
+// CanRun returns nil when this form can run on this machine, and else a [MissingError].
+func CanRun(form Form) error {
+	switch form {
+	case Light:
+		return CanRunLight()
+	case Full:
+		return CanRunFull()
+	case Kind:
+		return missing(Kind, kindRequirements)
+	}
+	return fmt.Errorf("unknown form of test bed %q", form)
+}
+
 // CanRunLight returns nil when the light form can run on this machine, and else a [MissingError].
 func CanRunLight() error {
 	return missing(Light, lightRequirements)
@@ -56,7 +75,7 @@ func CanRunFull() error {
 	if os.Geteuid() != 0 {
 		return &MissingError{Form: Full, Reason: "it needs root, for containers and mounts"}
 	}
-	if err := exec.Command("unshare", "--mount", "--pid", "--fork", "mount", "-t", "tmpfs", "tmpfs", "/run").Run(); err != nil { //nolint:noctx // ends at once
+	if err := exec.Command("unshare", "--mount", "--pid", "--fork", "mount", "-t", "tmpfs", "tmpfs", "/run").Run(); err != nil {
 		return &MissingError{Form: Full, Reason: "this root may not make mount and process namespaces (CAP_SYS_ADMIN)"}
 	}
 	return missing(Full, fullRequirements)
@@ -69,7 +88,7 @@ func missing(form Form, requirements []requirement) error {
 			continue
 		}
 		files = append(files, filepath.Base(r.file))
-		if !slices.Contains(packages, r.pkg) {
+		if r.pkg != "" && !slices.Contains(packages, r.pkg) {
 			packages = append(packages, r.pkg)
 		}
 	}

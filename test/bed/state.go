@@ -20,7 +20,7 @@ type State struct {
 	Server     string `json:"server"`
 	// Node is the name of the one Node that runs pods; empty before there is one.
 	Node string `json:"node"`
-	// KubeletDir is kubelet's folder, named so that this machine's processes can read it.
+	// KubeletDir is kubelet's folder, named so that this machine's processes can read it; empty with kind.
 	KubeletDir string `json:"kubeletDir"`
 	// Host is the address all servers listen on: loopback, or the full form's own link.
 	Host string `json:"host"`

@@ -35,7 +35,7 @@ func (b *Bed) startVault(ctx context.Context) error {
 		if err := os.Mkdir(b.path("vault", "data"), 0o700); err != nil {
 			return "", fmt.Errorf("making Vault's storage: %w", err)
 		}
-		err = b.start("vault", &process{Args: []string{b.program(tool.Vault, "vault"), "server", "-config=" + path}})
+		err = b.start(ctx, "vault", &process{Args: []string{b.program(tool.Vault, "vault"), "server", "-config=" + path}})
 		if err != nil {
 			return "", err
 		}

@@ -1,6 +1,6 @@
 // Command cmd starts and removes the test bed; see package bed.
 //
-//	go run ./test/bed/cmd up|down|status|build [--no-kubelet] [--dir DIR] [--provider=false]
+//	go run ./test/bed/cmd up|down|status|build [--no-kubelet|--kind] [--dir DIR] [--provider=false]
 //
 // It exits with 3 when this machine lacks something that Debian's packages could add, and names them.
 package main
@@ -45,14 +45,18 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	flags := flag.NewFlagSet("bed", flag.ContinueOnError)
 	light := flags.Bool("no-kubelet", false, "the light form: no kubelet, no containers, no root")
+	kind := flags.Bool("kind", false, "the full form, in a cluster that kind makes in Docker")
 	dir := flags.String("dir", "", "the bed's `folder` (default below the temporary folder, by form)")
 	provider := flags.Bool("provider", true, "build and run Leasehold in the bed")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	options := bed.Options{Form: bed.Full, Dir: *dir, Log: stdout}
-	if *light {
+	switch {
+	case *light:
 		options.Form = bed.Light
+	case *kind:
+		options.Form = bed.Kind
 	}
 	if options.Dir == "" {
 		options.Dir = bed.DefaultDir(options.Form)
@@ -71,6 +75,9 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 }
 
 func up(ctx context.Context, options bed.Options, provider bool) error {
+	if err := bed.CanRun(options.Form); err != nil {
+		return err
+	}
 	if b, err := bed.Open(options.Dir); err == nil && b.State().Ready && b.Alive()["apiserver"] {
 		return fmt.Errorf("a bed already runs in %s; take it down first", options.Dir)
 	}

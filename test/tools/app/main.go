@@ -65,7 +65,7 @@ func sleep(args []string) error {
 	if err != nil {
 		return fmt.Errorf("sleep: %w", err)
 	}
-	time.Sleep(duration)
+	<-time.After(duration)
 	return nil
 }
 
@@ -102,8 +102,8 @@ func (p *probe) run(ctx context.Context) error {
 	defer ticker.Stop()
 	failed := 0
 	for {
-		// Not ctx: a login that SIGTERM cuts off has not failed.
-		if err := p.logIn(context.Background()); err != nil {
+		// A login that SIGTERM would cut off has not failed.
+		if err := p.logIn(context.WithoutCancel(ctx)); err != nil {
 			failed++
 			fmt.Println("failed:", err)
 		} else {
