@@ -32,6 +32,7 @@ func TestRenewed(t *testing.T) {
 		{"token at its maximum", 30 * s, []renewal{{60 * s, 0, 30 * s}, {72 * s, 0, 18 * s}}, false, 90 * s, 30 * s},
 		{"token at its maximum, renewed once more", 30 * s, []renewal{{72 * s, 0, 18 * s}, {84 * s, 0, 6 * s}}, false, 90 * s, 30 * s},
 		{"explicit maximum from the first renewal on", 1200 * s, []renewal{{400 * s, 3600 * s, 800 * s}}, false, 1200 * s, 1200 * s},
+		{"explicit maximum as long as the life, in whole seconds", 20 * s, []renewal{{7200 * time.Millisecond, 0, 12 * s}}, false, 19200 * time.Millisecond, 20 * s},
 		{"increment below the role's life", 300 * s, []renewal{{100 * s, 300 * s, 300 * s}}, true, 400 * s, 300 * s},
 		{"period above the increment", 600 * s, []renewal{{200 * s, 300 * s, 600 * s}}, true, 800 * s, 600 * s},
 		{"whole seconds only", 20 * s, []renewal{{7 * s, 0, 18 * s}}, true, 25 * s, 18 * s},
@@ -159,6 +160,14 @@ func TestLeftAndOver(t *testing.T) {
 		if left, over := test.term.Left(now), test.term.Over(now); left != test.left || over != test.over {
 			t.Errorf("%s: left %s, over %t; want %s, %t", test.name, left, over, test.left, test.over)
 		}
+	}
+}
+
+// TestAskingAgainForLess: the first, larger wish may have been granted.
+func TestAskingAgainForLess(t *testing.T) {
+	term := grant.NewTerm(boot, 30*s, true).Asking(boot.Add(10*s), 600*s).Asking(boot.Add(20*s), 30*s)
+	if term.Over(boot.Add(610*s-1)) || !term.Over(boot.Add(610*s)) {
+		t.Errorf("over at %s after boot, want 10m10s", term.Limit.Sub(boot))
 	}
 }
 

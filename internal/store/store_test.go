@@ -397,6 +397,21 @@ func TestFullStoreRecordsTheLease(t *testing.T) {
 	if held, err := s.Answers("g"); err != nil || len(held) != 1 || s.Bytes() != size {
 		t.Errorf("%d answers of %d bytes, %v", len(held), s.Bytes(), err)
 	}
-	_, err = s.PutAnswer("g", answer("a", strings.Repeat("x", 500)), nothing) // what shrinks always fits
+}
+
+func TestShrinkingAlwaysFits(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, config(dir))
+	must(t, s.Put(newGrant("g", "uid", "creds")))
+	_, err := s.PutAnswer("g", answer("a", strings.Repeat("x", 1000)), nothing)
 	must(t, err)
+	closeStore(t, s)
+	cfg := config(dir)
+	cfg.MaxBytes = 1 // lowered by the operator
+	s = open(t, cfg)
+	_, err = s.PutAnswer("g", answer("a", strings.Repeat("x", 500)), nothing)
+	must(t, err)
+	if _, err := s.PutAnswer("g", answer("b", "x"), nothing); !errors.Is(err, store.ErrFull) {
+		t.Errorf("a further answer: %v", err)
+	}
 }
