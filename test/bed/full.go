@@ -31,6 +31,10 @@ type network byte
 
 func (n network) node() string { return fmt.Sprintf("10.%d.0.1", n) }
 
+// hardware is the bridge's own hardware address. Without one it would take that of one of its pods and change it as
+// pods come and go, and the others would send to a dead address until they ask again.
+func (n network) hardware() string { return fmt.Sprintf("0a:58:0a:%02x:00:01", byte(n)) }
+
 // service is the address of the API server, as a service and in truth.
 func (n network) service() string { return fmt.Sprintf("10.%d.1.1", n) }
 
@@ -71,7 +75,7 @@ func (b *Bed) makeLink(ctx context.Context) (network, error) {
 	}
 	return chosen, b.progress.step("network link", func() (string, error) {
 		for _, args := range [][]string{
-			{"link", "add", "name", b.link(), "type", "bridge"},
+			{"link", "add", "name", b.link(), "address", chosen.hardware(), "type", "bridge"},
 			{"address", "add", chosen.node() + "/24", "dev", b.link()},
 			{"address", "add", chosen.service() + "/32", "dev", b.link()},
 			{"link", "set", b.link(), "up"},
