@@ -1,0 +1,58 @@
+//go:build e2e
+
+package e2e_test
+
+import (
+	"testing"
+
+	"github.com/leasehold-csi/leasehold/test/bed"
+)
+
+type scenario struct {
+	name string
+	run  func(*testing.T)
+}
+
+// TestEndToEnd runs every scenario on one bed: first, at the same time, those that disturb nobody, then those that stop a
+// part or count what the provider does, and at last the look at what is left.
+func TestEndToEnd(t *testing.T) {
+	s := start(t)
+	together := []scenario{
+		{"the class of the documentation", s.exampleClass},
+		{"two volumes of one pod", s.twoVolumes},
+		{"key-value secrets and a certificate", s.staticSecrets},
+		{"a pod older than its lease's TTL", s.outlivesTTL},
+		{"a graceful end with a preStop", s.gracefulEnd},
+		{"a job that completes", s.jobCompletes},
+		{"a forced delete", s.forcedDelete},
+		{"a wrong service account", s.wrongServiceAccount},
+		{"bad classes", s.badClasses},
+		{"bad answers of Vault", s.badAnswers},
+		{"bad calls", s.badCalls},
+	}
+	alone := []scenario{
+		{"republish mints nothing", s.republishMintsNothing},
+		{"the provider comes back", s.providerComesBack},
+		{"a restart of the provider under mounts", s.restartUnderMounts},
+		{"a sealed Vault", s.sealedVault},
+		{"how soon leases go", s.howSoon},
+	}
+	if s.bed.State().Form == bed.Full {
+		alone = append(alone, scenario{"other volumes after a restart", s.otherVolumes})
+	}
+	t.Run("together", func(t *testing.T) {
+		for _, c := range together {
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				c.run(t)
+			})
+		}
+	})
+	t.Run("alone", func(t *testing.T) {
+		for _, c := range alone {
+			t.Run(c.name, c.run)
+		}
+	})
+	t.Run("nothing is left", s.nothingIsLeft)
+	t.Run("no secret was told", s.noSecretWasTold)
+}

@@ -1,0 +1,215 @@
+//go:build e2e
+
+package e2e_test
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+)
+
+// exampleClass runs the documentation's example as it stands; only the image of its pod is one that the bed has.
+func (s *suite) exampleClass(t *testing.T) {
+	p := s.newPlace(t, "example")
+	p.role = "my-app" // nobody else uses it
+	file, err := os.Open(filepath.Join("..", "..", "docs", "examples", "vault-db-creds.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = file.Close() }()
+	documents := utilyaml.NewYAMLOrJSONDecoder(file, 4096)
+	var pod *corev1.Pod
+	for {
+		object := &unstructured.Unstructured{}
+		err := documents.Decode(object)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch object.GetKind() {
+		case "SecretProviderClass":
+			p.apply(object)
+		case "Pod":
+			pod = &corev1.Pod{}
+			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, pod); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if pod == nil {
+		t.Fatal("the example has no pod")
+	}
+	pod.Spec.Containers[0].Image, pod.Spec.Containers[0].ImagePullPolicy = appImage, corev1.PullNever
+	pod.Spec.TerminationGracePeriodSeconds = new(int64(2)) // its shell does not obey SIGTERM
+
+	pod = p.run(pod)
+	credentials := p.login(pod)
+	p.mustLogIn(credentials)
+	held := p.mustHold(1)
+	if held.users[0] != credentials.user {
+		t.Error("the mounted user is not the one that Vault made")
+	}
+	if g := held.grants[0]; g.Pod != pod.Name || g.UID != string(pod.UID) || g.Volume != volume || g.State != "Active" ||
+		len(g.Leases) != 1 || g.Leases[0].Path != "database/creds/my-app" {
+		t.Errorf("leasehold leases says %+v", g)
+	}
+	p.delete(pod, metav1.DeleteOptions{})
+	p.awaitNothing()
+	p.mustNotBeHeld(held, credentials)
+	p.mustNotComplain()
+}
+
+func (s *suite) twoVolumes(t *testing.T) {
+	p := s.newPlace(t, "two-volumes")
+	p.databaseClass()
+	pod := newPod("two", "db")
+	addVolume(pod, "more-secrets", "/mnt/more", "db")
+	pod = p.run(pod)
+	held := p.mustHold(2)
+	one, other := p.login(pod), login{user: p.read(pod, "more-secrets", "db_user"), password: p.read(pod, "more-secrets", "db_pass")}
+	if one == other {
+		t.Error("both volumes show the same credentials")
+	}
+	p.mustLogIn(one)
+	p.mustLogIn(other)
+	if a, b := held.grants[0], held.grants[1]; a.UID != b.UID || a.Volume == b.Volume {
+		t.Errorf("leasehold leases says %+v", held.grants)
+	}
+	p.delete(pod, metav1.DeleteOptions{})
+	p.awaitNothing()
+	p.mustNotBeHeld(held, one)
+	p.mustNotBeHeld(held, other)
+}
+
+const staticObjects = `
+- objectName: v1/user
+  secretPath: kv1/my-app
+  secretKey: username
+- objectName: v1/password
+  secretPath: kv1/my-app
+  secretKey: password
+- objectName: v2/user
+  secretPath: secret/data/my-app
+  secretKey: username
+- objectName: v2/password
+  secretPath: secret/data/my-app
+  secretKey: password
+- objectName: v2/all.json
+  secretPath: secret/data/my-app
+- objectName: tls.crt
+  secretPath: pki/issue/my-app
+  method: PUT
+  secretArgs: &request
+    common_name: app.example.test
+    ttl: 30m
+  secretKey: certificate
+- objectName: tls.key
+  secretPath: pki/issue/my-app
+  method: PUT
+  secretArgs: *request
+  secretKey: private_key
+`
+
+// staticSecrets mounts several keys of several paths, each of which must have been read once.
+func (s *suite) staticSecrets(t *testing.T) {
+	p := s.newPlace(t, "static")
+	p.class("static", map[string]string{"roleName": "my-app-role", "objects": staticObjects})
+	mark := s.auditMark(t)
+	pod := p.run(newPod("static", "static"))
+	for file, want := range map[string]string{
+		"v1/user": "kv1-user", "v1/password": "kv1-password", "v2/user": "kv2-user", "v2/password": "kv2-password",
+	} {
+		if p.read(pod, volume, file) != want {
+			t.Errorf("file %s does not hold what Vault does", file)
+		}
+	}
+	var whole struct {
+		Data struct{ Data map[string]string }
+	}
+	if err := json.Unmarshal([]byte(p.read(pod, volume, "v2/all.json")), &whole); err != nil || whole.Data.Data["username"] != "kv2-user" {
+		t.Errorf("a file without secretKey is not the whole answer: %v", err)
+	}
+	if _, err := tls.X509KeyPair([]byte(p.read(pod, volume, "tls.crt")), []byte(p.read(pod, volume, "tls.key"))); err != nil {
+		t.Errorf("certificate and key are not from one answer: %v", err)
+	}
+	requests := s.audit(t, mark, p.ns)
+	want := map[string]int{
+		"update auth/kubernetes/login": 1, "read kv1/my-app": 1, "read secret/data/my-app": 1, "update pki/issue/my-app": 1,
+	}
+	if !maps.Equal(requests, want) {
+		t.Errorf("Vault was asked %v, want %v", requests, want)
+	}
+	p.delete(pod, metav1.DeleteOptions{})
+	p.awaitNothing()
+}
+
+// outlivesTTL keeps a pod for more than twice the life that its lease was issued with.
+func (s *suite) outlivesTTL(t *testing.T) {
+	const ttl = 20 * time.Second
+	p := s.newPlace(t, "outlives")
+	p.makeRole(p.role, map[string]any{"default_ttl": ttl.Seconds(), "max_ttl": (10 * time.Minute).Seconds()})
+	p.databaseClass()
+	pod := newPod("long-lived", "db")
+	p.logInAlways(pod)
+	pod = p.run(pod)
+	held, credentials := p.mustHold(1), p.login(pod)
+	s.eventually(t, "the lease is older than two of its TTLs", func(ctx context.Context) error {
+		p.mustLogIn(credentials)
+		age, err := s.age(ctx, held.leases[0])
+		if err == nil && age < 2*ttl+5*time.Second {
+			err = errors.New("it is younger")
+		}
+		return err
+	})
+	p.mustStillHold(held)
+	if p.login(pod) != credentials {
+		t.Error("the mounted credentials have changed")
+	}
+	var log func() string
+	if s.isFull() {
+		log = p.appLog(pod)
+	}
+	p.delete(pod, metav1.DeleteOptions{})
+	if log != nil {
+		mustNeverFail(t, log())
+	}
+	p.awaitNothing()
+}
+
+// mustNeverFail checks the log of an app that logs in again and again.
+func mustNeverFail(t *testing.T, log string) {
+	t.Helper()
+	if !strings.Contains(log, "ok\n") || strings.Contains(log, "failed") {
+		t.Errorf("the app could not always log in:\n%s", log)
+	}
+}
+
+func (s *suite) wrongServiceAccount(t *testing.T) {
+	p := s.newPlace(t, "account")
+	p.makeAccount("somebody-else")
+	p.databaseClass()
+	pod := newPod("stranger", "db")
+	pod.Spec.ServiceAccountName = "somebody-else"
+	pod = p.create(pod)
+	p.awaitComplaint(pod.Name, "service account name not authorized", p.ns+"/somebody-else", `role "my-app-role"`)
+	p.mustHold(0)
+	p.delete(pod, metav1.DeleteOptions{})
+	p.awaitObjectGone(pod)
+	p.awaitNothing()
+}
