@@ -1,0 +1,172 @@
+package keeper_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/render"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
+)
+
+// mortal is the wire of a process that is killed at one of its requests: before Vault sees it, or when Vault has done it and
+// the reply is lost. From then on nothing the process does has an effect.
+type mortal struct {
+	next  http.RoundTripper
+	death func()
+
+	mu       sync.Mutex
+	requests int
+	at       int // zero: it lives
+	after    bool
+	dead     bool
+}
+
+var errDead = errors.New("the process is dead")
+
+func (m *mortal) RoundTrip(r *http.Request) (*http.Response, error) {
+	dies, after, dead := m.count()
+	if dead {
+		return nil, errDead
+	}
+	if dies && !after {
+		m.die()
+		return nil, errDead
+	}
+	resp, err := m.next.RoundTrip(r)
+	if dies {
+		m.die()
+		return nil, errDead
+	}
+	return resp, err
+}
+
+func (m *mortal) count() (dies, after, dead bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.requests++
+	return m.requests == m.at, m.after, m.dead
+}
+
+func (m *mortal) die() {
+	m.mu.Lock()
+	m.dead = true
+	m.mu.Unlock()
+	m.death()
+}
+
+func (m *mortal) isDead() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dead
+}
+
+// life is a pod's: mounts with three paths, rotation of a lease at its maximum, a new login at the token's, an end.
+func life(t *testing.T, n *node, wire *mortal) {
+	n.vault.Role("my-app-role", vaulttest.Role{TTL: 30 * time.Minute, MaxTTL: 90 * time.Minute})
+	n.vault.Dynamic(creds, vaulttest.Dynamic{TTL: 30 * time.Minute, MaxTTL: time.Hour})
+	n.vault.Dynamic("database/creds/other", vaulttest.Dynamic{TTL: 30 * time.Minute})
+	n.vault.PKI("pki/issue/x", false)
+	req := n.request("p", append(wantCreds, "other=database/creds/other#username")...)
+	req.Spec.Objects = append(req.Spec.Objects, spec.Object{Name: "cert", Read: spec.Read{Method: "PUT", Path: "pki/issue/x", Args: `{"common_name":"x"}`}, Key: "certificate"})
+	republish := func() (files []render.File) {
+		for range 100 { // kubelet's tries
+			req.JWT = n.request("p").JWT
+			var err error
+			if files, err = n.keeper.Acquire(t.Context(), req); err == nil && !wire.isDead() {
+				return files
+			}
+			if wire.isDead() {
+				n.restart(wire)
+			}
+			time.Sleep(time.Second)
+		}
+		t.Fatalf("no mount succeeded\n%s", n.log)
+		return nil
+	}
+	for range 100 {
+		files := republish()
+		live := map[string]bool{}
+		for _, u := range n.vault.Users() {
+			live[u.Name] = true
+		}
+		if !live[string(files[0].Contents)] || !live[string(files[2].Contents)] {
+			t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
+		}
+		time.Sleep(time.Minute)
+		if wire.isDead() {
+			n.restart(wire)
+		}
+	}
+	n.end("p")
+	time.Sleep(time.Minute)
+	if wire.isDead() {
+		n.restart(wire)
+	}
+}
+
+// restart begins the next process on what the dead one left.
+func (n *node) restart(wire *mortal) {
+	n.stop()
+	wire.mu.Lock()
+	wire.dead, wire.at = false, 0
+	wire.mu.Unlock()
+	n.start()
+}
+
+// A process is killed before and after each of its requests to Vault in turn. Whatever it leaves: the pod gets working
+// credentials, and after its end nothing of it lives but, for a lost reply to a login, one token without leases.
+func TestKilledAtEveryRequest(t *testing.T) {
+	run := func(t *testing.T, at int, after bool) (requests int) {
+		wire := &mortal{at: at, after: after}
+		bubble(t, func(t *testing.T, n *node) {
+			n.stop()
+			wire.next = n.vault
+			wire.death = func() { _ = n.store.Close() }
+			n.wire = wire
+			n.start()
+			life(t, n, wire)
+			requests = wire.requests
+			time.Sleep(2*grant.RequestLimit + time.Minute) // a claim of the dead process passes
+			synctest.Wait()
+			if s := n.states(); s != "" {
+				t.Errorf("the store still holds %q", s)
+			}
+			unknown := 0
+			for _, token := range n.vault.Tokens() {
+				if !token.Revoked {
+					unknown++
+				}
+			}
+			n.expect("pod ended", min(unknown, 1), 0, 0)
+			if unknown == 1 && !n.diedLoggingIn(at) {
+				t.Errorf("a token lives on that was recorded\n%s", n.log)
+			}
+		})
+		return requests
+	}
+	total := run(t, 0, false)
+	t.Logf("%d requests", total)
+	for at := 1; at <= total; at++ {
+		for _, after := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d,after=%t", at, after), func(t *testing.T) { run(t, at, after) })
+		}
+	}
+}
+
+// diedLoggingIn reports whether a login was under way at the at-th request: the cluster's id is asked for beside it.
+func (n *node) diedLoggingIn(at int) bool {
+	requests := n.vault.Requests()
+	for i := max(at-2, 0); i <= min(at, len(requests)-1); i++ {
+		if requests[i].Path == "auth/kubernetes/login" {
+			return true
+		}
+	}
+	return false
+}
