@@ -217,7 +217,7 @@ func (s *story) lookAround() {
 		"export KUBECONFIG=" + state.Kubeconfig + " PATH=$PATH:" + folder,
 		fmt.Sprintf("export VAULT_ADDR=%s VAULT_TOKEN=$(cat %s)", state.Vault.Address, state.Vault.RootTokenFile),
 		"kubectl get all,secretproviderclasses --namespace " + namespace,
-		strings.Join(s.leasesCommand(), " "),
+		strings.Replace(strings.Join(s.leasesCommand(), " "), strings.Join(s.kubectl(), " "), "kubectl", 1),
 		"ls " + state.Logs,
 		"go run ./test/bed/cmd down --dir " + state.Dir,
 	} {

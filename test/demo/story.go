@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -232,10 +233,7 @@ func (s *story) deleted(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("deleting the pod: %w", err)
 	}
-	if err := s.watchEnd(ctx, "pod "+s.app.pod.Name, s.app); err != nil {
-		return err
-	}
-	return s.showLeases(ctx)
+	return s.watchEnd(ctx, "pod "+s.app.pod.Name, s.app)
 }
 
 func (s *story) completes(ctx context.Context) error {
@@ -313,13 +311,17 @@ func (s *story) watchEnd(ctx context.Context, name string, a *app) error {
 		return err
 	}
 	r := result{name: name, running: a.running, logins: made.logins, leases: made.reads, ends: map[string]time.Duration{}}
+	slices.SortStableFunc(ends, func(x, y end) int { return x.gone.Compare(y.gone) })
 	for _, e := range ends {
 		r.ends[e.what] = e.gone.Sub(volume.gone)
 		s.at(r.ends[e.what], e.what, e.source)
 	}
 	s.gap()
 	s.results = append(s.results, r)
-	return nil
+	if err := await(ctx, s.printer, "the provider to forget the volume", s.providerHoldsNothing); err != nil {
+		return err
+	}
+	return s.showLeases(ctx)
 }
 
 func (s *story) summary(total time.Duration) {
@@ -337,7 +339,7 @@ func (s *story) summary(total time.Duration) {
 		"would have made another.", total.Seconds()))
 	s.say("What to try next:")
 	s.table(nil, [][]string{
-		{"make test", "every package by itself, against a fake Vault that behaves as the real one does"},
+		{"make test", "every package by itself, with a fake Vault that behaves as the real one"},
 		{"make e2e-fast", "the scenarios on the light test bed: restarts, force deletes, bad input"},
 		{"make e2e", "the same on the full one"},
 		{"go run ./test/demo --keep", "this story again, and the test bed stays up to look around"},

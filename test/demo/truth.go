@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/leasehold-csi/leasehold/internal/admin"
 	"github.com/leasehold-csi/leasehold/test/bed"
 )
 
@@ -69,6 +71,22 @@ func (h holdings) onlyOf(user string) error {
 	if h.tokens != 1 || h.leases != 1 || !slices.Equal(h.roles, []string{user}) {
 		return fmt.Errorf("there should be one token, one lease and the database role %s; there are %s, %s and the roles %q",
 			user, count(h.tokens, "token"), count(h.leases, "lease"), h.roles)
+	}
+	return nil
+}
+
+// providerHoldsNothing asks the provider itself.
+func (s *story) providerHoldsNothing(ctx context.Context) error {
+	output, err := s.bed.Leases(ctx)
+	if err != nil {
+		return err
+	}
+	var report admin.Report
+	if err := json.Unmarshal(output, &report); err != nil {
+		return fmt.Errorf("decoding what leasehold leases says: %w", err)
+	}
+	if len(report.Grants) > 0 {
+		return fmt.Errorf("it holds %s", count(len(report.Grants), "grant"))
 	}
 	return nil
 }
