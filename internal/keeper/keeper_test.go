@@ -175,7 +175,8 @@ func TestEndWaitsForReadsUnderWay(t *testing.T) {
 	for _, stage := range []vaulttest.Stage{vaulttest.BeforeEffect, vaulttest.AfterEffect} {
 		bubble(t, func(t *testing.T, n *node) {
 			hold := n.vault.Hold(creds, stage)
-			go func() { _, _ = n.keeper.Acquire(t.Context(), n.request("p", wantCreds...)) }()
+			answer := make(chan error, 1)
+			go func() { _, err := n.keeper.Acquire(t.Context(), n.request("p", wantCreds...)); answer <- err }()
 			hold.Wait()
 			n.end("p")
 			synctest.Wait()
@@ -183,6 +184,9 @@ func TestEndWaitsForReadsUnderWay(t *testing.T) {
 				t.Error("revoked with a read under way")
 			}
 			hold.Release()
+			if err := <-answer; err == nil {
+				t.Error("files for a pod that ended")
+			}
 			n.expect("read came back", 0, 0, 0)
 		})
 	}
@@ -209,6 +213,80 @@ func TestMountThatDiedIsNotUsedAgain(t *testing.T) {
 		n.expect("a new login at once, the old one while reads may be under way", 2, 2, 2)
 		time.Sleep(2*grant.RequestLimit + time.Second)
 		n.expect("the old one given back", 1, 1, 1)
+	})
+}
+
+// die is a kill -9 while requests are under way.
+func (n *node) die() {
+	_ = n.store.Close()
+	n.keeper.Leave()
+}
+
+func TestMountThatDiedIsGivenBackAlsoWithoutAnother(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		hold := n.vault.Hold(creds, vaulttest.AfterEffect)
+		go func() { _, _ = n.keeper.Acquire(t.Context(), n.request("p", wantCreds...)) }()
+		hold.Wait()
+		n.die()
+		hold.Release()
+		n.stop()
+		n.start()
+		n.expect("the pod lives, a read may be under way", 1, 1, 1)
+		time.Sleep(2*grant.RequestLimit + time.Second)
+		n.expect("none can be", 0, 0, 0)
+	})
+}
+
+func TestSecondTryThatDiedIsNotUsedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.vault.FailNext(creds, 1, vaulttest.Fault{Status: http.StatusForbidden})
+		if _, err := n.keeper.Acquire(t.Context(), n.request("p", wantCreds...)); err == nil {
+			t.Fatal("mounted")
+		}
+		hold := n.vault.Hold(creds, vaulttest.AfterEffect)
+		go func() { _, _ = n.keeper.Acquire(t.Context(), n.request("p", wantCreds...)) }()
+		hold.Wait()
+		n.die()
+		hold.Release()
+		n.stop()
+		n.start()
+		n.mount(n.request("p", wantCreds...))
+		n.expect("a new login", 2, 2, 2)
+		time.Sleep(2*grant.RequestLimit + time.Second)
+		n.expect("the old one given back", 1, 1, 1)
+	})
+}
+
+func TestDoubtOfAnEarlierTryStays(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.vault.DropReply(creds, 1)
+		_, err := n.keeper.Acquire(t.Context(), n.request("p", wantCreds...))
+		if vault.KindOf(err) != vault.InDoubt {
+			t.Fatalf("got %v", err)
+		}
+		n.vault.FailNext(creds, 1, vaulttest.Fault{Status: http.StatusForbidden})
+		if _, err := n.keeper.Acquire(t.Context(), n.request("p", wantCreds...)); vault.KindOf(err) != vault.Denied {
+			t.Fatalf("got %v", err)
+		}
+		n.end("p")
+		time.Sleep(time.Minute)
+		n.expect("the first read might still run", 1, 1, 1)
+		time.Sleep(time.Minute)
+		n.expect("given back", 0, 0, 0)
+	})
+}
+
+func TestLostRenewalIsReckonedWith(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.mount(n.request("p", wantCreds...))
+		n.vault.DropReply("auth/token/renew-self", 1)
+		time.Sleep(10 * time.Minute) // the renewal was done and its reply lost
+		n.vault.Down(true)
+		n.end("p")
+		time.Sleep(52 * time.Minute) // beyond the life that was stated last
+		n.vault.Down(false)
+		time.Sleep(time.Minute)
+		n.expect("Vault is back before the life that it gave ends", 0, 0, 0)
 	})
 }
 
