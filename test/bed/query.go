@@ -63,30 +63,40 @@ func list(ctx context.Context, client *api.Client, path string) ([]string, error
 }
 
 // LoginTokens returns the accessors of all live tokens that kubernetes logins made.
+//
+// It takes them from the audit log, which knows of a login when that is over, and not from auth/token/accessors: asked for a
+// token between the moments of making it and of making its lease, Vault takes it for one that lost its lease, and revokes it.
 func (b *Bed) LoginTokens(ctx context.Context) ([]string, error) {
+	entries, err := b.AuditSince(0)
+	if err != nil {
+		return nil, err
+	}
+	var accessors []string
+	for _, entry := range entries {
+		if entry.Accessor != "" {
+			accessors = append(accessors, entry.Accessor)
+		}
+	}
+	return b.LiveTokens(ctx, accessors)
+}
+
+// LiveTokens returns those of the accessors whose tokens live. They must be of logins that are over; see LoginTokens.
+func (b *Bed) LiveTokens(ctx context.Context, accessors []string) (live []string, err error) {
 	client, err := b.Vault()
 	if err != nil {
 		return nil, err
 	}
-	accessors, err := list(ctx, client, "auth/token/accessors")
-	if err != nil {
-		return nil, err
-	}
-	var logins []string
 	for _, accessor := range accessors {
-		token, err := client.Auth().Token().LookupAccessorWithContext(ctx, accessor)
+		_, err := client.Auth().Token().LookupAccessorWithContext(ctx, accessor)
 		var refused *api.ResponseError
-		if errors.As(err, &refused) && (refused.StatusCode == http.StatusForbidden || refused.StatusCode == http.StatusBadRequest) {
-			continue // it ended after it was listed
-		}
-		if err != nil {
+		switch {
+		case err == nil:
+			live = append(live, accessor)
+		case !errors.As(err, &refused) || refused.StatusCode != http.StatusForbidden && refused.StatusCode != http.StatusBadRequest:
 			return nil, fmt.Errorf("looking up a token: %w", err)
 		}
-		if token.Data["path"] == "auth/kubernetes/login" {
-			logins = append(logins, accessor)
-		}
 	}
-	return logins, nil
+	return live, nil
 }
 
 // DatabaseRoles returns the users that Vault made in PostgreSQL and that exist there now.
@@ -117,6 +127,8 @@ type AuditEntry struct {
 	Error string
 	// Namespace is that of the service account whose login this is or uses; empty when there is none.
 	Namespace string
+	// Accessor is that of the token which this login made; empty for anything but a login.
+	Accessor string
 }
 
 // AuditMark returns the present end of the audit log.
@@ -171,6 +183,11 @@ func parseAudit(line []byte) (entry AuditEntry, keep bool, err error) {
 			Operation string `json:"operation"`
 			Path      string `json:"path"`
 		} `json:"request"`
+		Response struct {
+			Auth struct {
+				Accessor string `json:"accessor"`
+			} `json:"auth"`
+		} `json:"response"`
 	}
 	if err := json.Unmarshal(line, &record); err != nil {
 		return AuditEntry{}, false, fmt.Errorf("decoding a line of the audit log: %w", err)
@@ -178,6 +195,9 @@ func parseAudit(line []byte) (entry AuditEntry, keep bool, err error) {
 	entry = AuditEntry{
 		Operation: record.Request.Operation, Path: record.Request.Path, Error: record.Error,
 		Namespace: record.Auth.Metadata["service_account_namespace"],
+	}
+	if strings.HasSuffix(entry.Path, "/login") { // renewals answer with an accessor too
+		entry.Accessor = record.Response.Auth.Accessor
 	}
 	return entry, record.Type == "response" && !slices.Contains(record.Auth.Policies, "root"), nil
 }

@@ -43,7 +43,8 @@ func vaultWrites(facts vaultFacts) []vaultWrite {
 	type data = map[string]any
 	postgres := net.JoinHostPort(facts.postgres.Host, strconv.Itoa(facts.postgres.Port))
 	return []vaultWrite{
-		{"sys/audit/file", data{"type": "file", "options": data{"file_path": facts.auditLog}}},
+		// Accessors in clear text, so that the tests can look up the logins that they find there.
+		{"sys/audit/file", data{"type": "file", "options": data{"file_path": facts.auditLog, "hmac_accessor": "false"}}},
 
 		{"sys/plugins/catalog/auth/" + kubernetesPlugin, data{
 			"command": kubernetesPlugin, "sha256": facts.pluginSums[kubernetesPlugin],

@@ -41,6 +41,9 @@ type place struct {
 	t    *testing.T
 	ns   string
 	role string
+	// logins are the accessors of the tokens made here and not yet seen dead, up to mark.
+	logins []string
+	mark   bed.AuditMark
 }
 
 // newPlace makes a place whose database credentials live as long as the role my-app's. It is removed at the end of the test;
@@ -49,7 +52,7 @@ func (s *suite) newPlace(t *testing.T, name string) *place {
 	t.Helper()
 	// The name of a database user holds the first eight characters of its role.
 	role := strings.ToLower(rand.Text()[:8])
-	p := &place{suite: s, t: t, ns: "e2e-" + name + "-" + role, role: role}
+	p := &place{suite: s, t: t, ns: "e2e-" + name + "-" + role, role: role, mark: s.auditMark(t)}
 	p.makeRole(role, nil)
 	ctx := t.Context()
 	namespaces := s.bed.Client().CoreV1().Namespaces()
@@ -257,7 +260,7 @@ func (p *place) holds(ctx context.Context) (h holding, err error) {
 	if h.leases, err = p.bed.VaultLeases(ctx, "database/creds/"+p.role); err != nil {
 		return h, err
 	}
-	if h.tokens, err = p.tokens(ctx, p.ns); err != nil {
+	if h.tokens, err = p.tokens(ctx); err != nil {
 		return h, err
 	}
 	if h.users, err = p.users(ctx, p.role); err != nil {
@@ -279,6 +282,27 @@ func (p *place) holds(ctx context.Context) (h holding, err error) {
 		p.secrets.add("a token's accessor", accessor)
 	}
 	return h, nil
+}
+
+// tokens returns the accessors of the live tokens that logins of the namespace's service accounts made.
+func (p *place) tokens(ctx context.Context) ([]string, error) {
+	mark, err := p.bed.AuditMark()
+	if err != nil {
+		return nil, err
+	}
+	entries, err := p.bed.AuditSince(p.mark)
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		// What was answered after mark will be found again.
+		if entry.Namespace == p.ns && entry.Accessor != "" && !slices.Contains(p.logins, entry.Accessor) {
+			p.logins = append(p.logins, entry.Accessor)
+		}
+	}
+	p.mark = mark
+	p.logins, err = p.bed.LiveTokens(ctx, p.logins)
+	return slices.Clone(p.logins), err
 }
 
 // mustHold checks, once, that there are as many logins, leases, database users and grants of the provider.

@@ -56,31 +56,6 @@ func (s *suite) age(ctx context.Context, id string) (time.Duration, error) {
 	return time.Since(issued), nil
 }
 
-// tokens returns the accessors of the live tokens that logins of a namespace's service accounts made.
-func (s *suite) tokens(ctx context.Context, namespace string) ([]string, error) {
-	listed, err := s.vault.Logical().ListWithContext(ctx, "auth/token/accessors")
-	if err != nil || listed == nil {
-		return nil, err
-	}
-	keys, _ := listed.Data["keys"].([]any)
-	var found []string
-	for _, key := range keys {
-		accessor, _ := key.(string)
-		token, err := s.vault.Auth().Token().LookupAccessorWithContext(ctx, accessor)
-		switch status := refusal(err); {
-		case status == http.StatusForbidden, status == http.StatusBadRequest:
-			continue // it ended after it was listed
-		case err != nil:
-			return nil, err
-		}
-		meta, _ := token.Data["meta"].(map[string]any)
-		if meta["service_account_namespace"] == namespace {
-			found = append(found, accessor)
-		}
-	}
-	return found, nil
-}
-
 // users returns the PostgreSQL users that Vault made for a database role.
 func (s *suite) users(ctx context.Context, role string) ([]string, error) {
 	all, err := s.bed.DatabaseRoles(ctx)
