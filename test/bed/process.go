@@ -38,13 +38,21 @@ type process struct {
 	Started uint64 `json:"started,omitempty"`
 }
 
-// alive tells whether the very process that was started still runs; a zombie does not.
+// alive tells whether the very process that was started still runs. One that only waits to be collected does not; but
+// as long as it has threads left besides the first, its sockets may still be open.
 func (p *process) alive() bool {
 	if p == nil || p.PID == 0 {
 		return false
 	}
 	started, state, err := processStart(p.PID)
-	return err == nil && started == p.Started && state != 'Z'
+	if err != nil || started != p.Started {
+		return false
+	}
+	if state != 'Z' {
+		return true
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.PID))
+	return err == nil && len(threads) > 1
 }
 
 // signal sends s to the process if it is still the one that was started.
