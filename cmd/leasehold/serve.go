@@ -126,7 +126,7 @@ func (n *node) run(ctx context.Context) error {
 	if err := n.keeper.Resume(); err != nil {
 		return err
 	}
-	adminSocket, err := admin.Listen(ctx, n.stateDir)
+	adminSocket, err := server.NewSocket(admin.SocketPath(n.stateDir)).Bind()
 	if err != nil {
 		return err
 	}

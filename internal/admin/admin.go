@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,7 +20,6 @@ import (
 )
 
 const (
-	socketName = "admin.sock"
 	leasesPath = "/v1/leases"
 	// maxReport bounds what Fetch reads, in bytes.
 	maxReport = 64 << 20
@@ -65,23 +63,8 @@ type Lease struct {
 	Superseded bool `json:"superseded,omitempty"`
 }
 
-// Listen binds the admin socket in the state folder. Its caller must hold the store's lock.
-func Listen(ctx context.Context, stateDir string) (net.Listener, error) {
-	path := filepath.Join(stateDir, socketName)
-	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
-		return nil, fmt.Errorf("removing the admin socket of an earlier process: %w", err)
-	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("binding the admin socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		_ = l.Close()
-		return nil, fmt.Errorf("closing the admin socket to others: %w", err)
-	}
-	return l, nil
-}
+// SocketPath is where the provider that keeps its state in stateDir answers.
+func SocketPath(stateDir string) string { return filepath.Join(stateDir, "admin.sock") }
 
 // Handler answers the admin socket. list returns what is held, now reads the clock that grants are kept by.
 func Handler(node string, list func() ([]grant.Grant, error), now func() grant.Instant) http.Handler {
@@ -125,7 +108,7 @@ func report(node string, grants []grant.Grant, now grant.Instant) Report {
 func Fetch(ctx context.Context, stateDir string) (r Report, err error) {
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, "unix", filepath.Join(stateDir, socketName))
+		return d.DialContext(ctx, "unix", SocketPath(stateDir))
 	}}}
 	defer client.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://leasehold"+leasesPath, nil)
@@ -177,4 +160,10 @@ func WriteTable(w io.Writer, r Report) error {
 	return t.Flush()
 }
 
-func left(seconds int64) string { return (time.Duration(seconds) * time.Second).String() }
+func left(seconds int64) string {
+	const year = 365 * 24 * 3600
+	if seconds > 50*year {
+		return "no end"
+	}
+	return (time.Duration(seconds) * time.Second).String()
+}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -65,7 +64,7 @@ func held() []grant.Grant {
 // serve answers at a folder's admin socket until the test ends.
 func serve(t *testing.T, dir string, list func() ([]grant.Grant, error)) {
 	t.Helper()
-	l, err := admin.Listen(t.Context(), dir)
+	l, err := server.NewSocket(admin.SocketPath(dir)).Bind()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,25 +169,4 @@ func TestFetchFailures(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
-}
-
-func TestListenAfterACrash(t *testing.T) {
-	dir := folder(t)
-	path := filepath.Join(dir, "admin.sock")
-	if err := os.WriteFile(path, nil, 0o644); err != nil { // what an earlier process left
-		t.Fatal(err)
-	}
-	serve(t, dir, func() ([]grant.Grant, error) { return nil, nil })
-	if info, err := os.Stat(path); err != nil || info.Mode() != fs.ModeSocket|0o600 {
-		t.Errorf("mode %v, %v", info.Mode(), err)
-	}
-	if _, err := admin.Fetch(t.Context(), dir); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestListenFailure(t *testing.T) {
-	if _, err := admin.Listen(t.Context(), "/nonexistent"); err == nil || !strings.Contains(err.Error(), "/nonexistent") {
-		t.Errorf("error %v", err)
-	}
 }

@@ -279,8 +279,8 @@ func TestDoubtOfAnEarlierTryStays(t *testing.T) {
 func TestLostRenewalIsReckonedWith(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		n.mount(n.request("p", wantCreds...))
-		n.vault.DropReply("auth/token/renew-self", 1)
-		time.Sleep(10 * time.Minute) // the renewal was done and its reply lost
+		n.vault.DropReply("auth/token/renew-self", 1000)
+		time.Sleep(10 * time.Minute) // renewals are done and their replies lost
 		n.vault.Down(true)
 		n.end("p")
 		time.Sleep(52 * time.Minute) // beyond the life that was stated last

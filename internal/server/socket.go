@@ -1,5 +1,5 @@
-// Package server runs what listens: the provider's socket for the driver, and the node-local HTTP end points for health and
-// metrics.
+// Package server runs what listens: unix sockets that only root reaches, the driver's calls, and the HTTP end points for health
+// and metrics.
 package server
 
 import (
@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket is the provider's place in the driver's folder. It is bound under another name and then renamed, so that the path
+// Socket is a path that we listen at, such as the provider's place in the driver's folder. It is bound under another name and then renamed, so that the path
 // always leads to somebody who listens; it is never removed at exit, because by then it may be the next process's.
 type Socket struct {
 	path string
@@ -35,7 +35,7 @@ func (s *Socket) Bind() (net.Listener, error) {
 	_ = os.Remove(temporary) // of a process that had our pid
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("binding the provider's socket in %s: %w", dir, err)
+		return nil, fmt.Errorf("binding a socket in %s: %w", dir, err)
 	}
 	l.SetUnlinkOnClose(false)
 	if err := s.publish(temporary); err != nil {
@@ -48,16 +48,16 @@ func (s *Socket) Bind() (net.Listener, error) {
 
 func (s *Socket) publish(temporary string) error {
 	if err := os.Chmod(temporary, 0o600); err != nil {
-		return fmt.Errorf("closing the provider's socket to others: %w", err)
+		return fmt.Errorf("closing a socket to others: %w", err)
 	}
 	id, err := identify(temporary)
 	if err != nil {
-		return fmt.Errorf("looking at the provider's socket: %w", err)
+		return fmt.Errorf("looking at a socket: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := os.Rename(temporary, s.path); err != nil {
-		return fmt.Errorf("moving the provider's socket into place: %w", err)
+		return fmt.Errorf("moving a socket into place: %w", err)
 	}
 	s.id = id
 	return nil
@@ -77,7 +77,7 @@ func (s *Socket) Check() error {
 		return errGone
 	}
 	if err != nil {
-		return fmt.Errorf("looking at the provider's socket: %w", err)
+		return fmt.Errorf("looking at a socket: %w", err)
 	}
 	s.mu.Lock()
 	ours := id == s.id

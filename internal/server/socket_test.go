@@ -114,7 +114,7 @@ func TestBindFailure(t *testing.T) {
 	if err := os.Mkdir(path, 0o755); err != nil { // a socket cannot take its place
 		t.Fatal(err)
 	}
-	if _, err := server.NewSocket(path).Bind(); err == nil || !strings.Contains(err.Error(), "moving the provider's socket into place") {
+	if _, err := server.NewSocket(path).Bind(); err == nil || !strings.Contains(err.Error(), "moving a socket into place") {
 		t.Errorf("error %v", err)
 	}
 	if files, err := os.ReadDir(filepath.Dir(path)); err != nil || len(files) != 1 {

@@ -99,6 +99,28 @@ func deleteAnswers(tx *bbolt.Tx, id string) (freed int, err error) {
 	return freed, nil
 }
 
+// rebaseAnswers makes due at now what is due at some time of an earlier boot.
+func rebaseAnswers(tx *bbolt.Tx, now grant.Instant) error {
+	values := make(map[string][]byte)
+	content := tx.Bucket(contentBucket)
+	err := content.ForEach(func(k, v []byte) error {
+		a, err := decodeAnswer(v)
+		if err != nil || a.RefreshAt == 0 {
+			return nil //nolint:nilerr // a damaged answer is read again anyway
+		}
+		a.RefreshAt = now
+		values[string(k)], err = encodeAnswer(a)
+		return err
+	})
+	for k, v := range values {
+		err = errors.Join(err, content.Put([]byte(k), v))
+	}
+	if err != nil {
+		return fmt.Errorf("reading the answers of an earlier boot: %w", err)
+	}
+	return nil
+}
+
 func answerPrefix(id string) []byte { return []byte(id + "/") }
 
 func answerKey(id string, r spec.Read) []byte {

@@ -120,7 +120,7 @@ func rebase(tx *bbolt.Tx, now grant.Instant) error {
 			return err
 		}
 	}
-	return nil
+	return rebaseAnswers(tx, now)
 }
 
 func restarted(t grant.Term, now grant.Instant) grant.Term {

@@ -203,6 +203,30 @@ func TestLivesBeginAnewAfterAnotherBoot(t *testing.T) {
 	}
 }
 
+func TestAnswersOfAnotherBootAreReadAgain(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, config(dir))
+	g := newGrant("1", "uid", "creds")
+	must(t, s.Put(g))
+	for path, refresh := range map[string]grant.Instant{"leased": 0, "plain": 1 << 60} {
+		a := grant.Answer{Read: spec.Read{Method: "GET", Path: path}, Body: []byte("{}"), Leased: refresh == 0, RefreshAt: refresh}
+		_, err := s.PutAnswer("1", a, func(*grant.Grant) error { return nil })
+		must(t, err)
+	}
+	must(t, s.Close())
+	edit(t, dir, "meta", "boot-id", []byte("another boot"))
+	answers, err := open(t, config(dir)).Answers("1")
+	must(t, err)
+	for r, a := range answers {
+		if want := (map[string]grant.Instant{"plain": now})[r.Path]; a.RefreshAt != want {
+			t.Errorf("%s is read again at %d, want %d", r.Path, a.RefreshAt, want)
+		}
+	}
+	if len(answers) != 2 {
+		t.Errorf("%d answers", len(answers))
+	}
+}
+
 func TestLivesGoOnInTheSameBoot(t *testing.T) {
 	dir := closedStore(t, golden())
 	if got, err := open(t, config(dir)).Get(golden().ID); err != nil || !reflect.DeepEqual(got, golden()) {
