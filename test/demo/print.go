@@ -56,6 +56,7 @@ func (p *printer) title(text string) {
 	p.gap()
 	p.line(p.paint(bold, text))
 	p.line(p.paint(dim, strings.Repeat("─", utf8.RuneCountInString(text))))
+	p.gap()
 }
 
 func (p *printer) chapter(number int, title string) {
@@ -82,7 +83,7 @@ func (p *printer) block(text string) {
 
 // done prints one thing that was seen to be true.
 func (p *printer) done(what, detail string) {
-	p.line(strings.TrimRight("  "+p.paint(green, "✓")+fmt.Sprintf(" %-31s  %s", what, detail), " "))
+	p.line(strings.TrimRight("  "+p.paint(green, "✓")+fmt.Sprintf(" %-27s  %s", what, detail), " "))
 }
 
 // at prints what was seen at a moment of a timeline.

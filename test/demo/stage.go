@@ -2,15 +2,12 @@ package main
 
 import (
 	"context"
-	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/leasehold-csi/leasehold/test/bed"
 	"github.com/leasehold-csi/leasehold/test/bed/tool"
@@ -72,75 +69,6 @@ func (s *story) raise(ctx context.Context) error {
 	var err error
 	s.bed, err = bed.Up(ctx, bed.Options{Form: s.form, Dir: dir(s.form), Log: s.printer, Provider: binary})
 	return err
-}
-
-// versions names the parts that run, and asks each for its version.
-func (s *story) versions(ctx context.Context) ([][]string, error) {
-	state := s.bed.State()
-	node, err := s.bed.Client().CoreV1().Nodes().Get(ctx, state.Node, metav1.GetOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("reading the node: %w", err)
-	}
-	kubernetes, err := s.bed.Client().Discovery().ServerVersion()
-	if err != nil {
-		return nil, fmt.Errorf("asking Kubernetes for its version: %w", err)
-	}
-	client, err := s.bed.Vault()
-	if err != nil {
-		return nil, err
-	}
-	vault, err := client.Sys().HealthWithContext(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("asking Vault for its version: %w", err)
-	}
-	postgres, err := firstLine(ctx, state.Processes["postgres"].Args[0], "--version")
-	if err != nil {
-		return nil, err
-	}
-	etcd, err := firstLine(ctx, state.Processes["etcd"].Args[0], "--version")
-	if err != nil {
-		return nil, err
-	}
-	driver, err := driverVersion(state)
-	if err != nil {
-		return nil, err
-	}
-	provider, err := firstLine(ctx, binary, "version")
-	if err != nil {
-		return nil, err
-	}
-	rows := [][]string{
-		{"Kubernetes", kubernetes.GitVersion, "API server, controller-manager, scheduler; etcd " + strings.TrimPrefix(etcd, "etcd Version: ")},
-		{"node", "-", "a stand-in for kubelet, which runs no containers"},
-		{"CSI driver", driver, "Secrets Store CSI driver: its node server, inside the stand-in"},
-		{"Vault", "v" + vault.Version, "kubernetes auth, database engine; storage on disk, audit log on"},
-		{"PostgreSQL", strings.TrimPrefix(postgres, "postgres (PostgreSQL) "), "the database that the app logs in to"},
-		{"Leasehold", provider, "built from this checkout; may do what manifests/ allows it"},
-	}
-	if s.form == bed.Full {
-		rows[1] = []string{"node", node.Status.NodeInfo.KubeletVersion, "kubelet, " + node.Status.NodeInfo.ContainerRuntimeVersion}
-		rows[2][2] = "Secrets Store CSI driver, from its own DaemonSet"
-		rows[5][2] = "built from this checkout; from manifests/"
-	}
-	return rows, nil
-}
-
-func firstLine(ctx context.Context, program string, args ...string) (string, error) {
-	output, err := exec.CommandContext(ctx, program, args...).Output()
-	if err != nil {
-		return "", fmt.Errorf("asking %s for its version: %w", filepath.Base(program), err)
-	}
-	line, _, _ := strings.Cut(string(output), "\n")
-	return line, nil
-}
-
-// driverVersion is what the driver's program was built from.
-func driverVersion(state *bed.State) (string, error) {
-	info, err := buildinfo.ReadFile(filepath.Join(state.Programs[tool.Driver.Name], "secrets-store-csi-driver"))
-	if err != nil {
-		return "", fmt.Errorf("reading the driver's version: %w", err)
-	}
-	return info.Main.Version, nil
 }
 
 // leasesCommand is the command line that lists what the bed's provider holds.
@@ -210,12 +138,13 @@ func (s *story) keepLogs() error {
 // lookAround says how to use the bed that is left up.
 func (s *story) lookAround() {
 	state := s.bed.State()
-	folder := filepath.Dir(s.kubectl()[0])
 	s.gap()
 	s.say("The test bed is still up. To look around, and then to take it down:")
 	for _, line := range []string{
-		"export KUBECONFIG=" + state.Kubeconfig + " PATH=$PATH:" + folder,
-		fmt.Sprintf("export VAULT_ADDR=%s VAULT_TOKEN=$(cat %s)", state.Vault.Address, state.Vault.RootTokenFile),
+		"export KUBECONFIG=" + state.Kubeconfig,
+		"export PATH=$PATH:" + filepath.Dir(s.kubectl()[0]),
+		"export VAULT_ADDR=" + state.Vault.Address,
+		"export VAULT_TOKEN=$(cat " + state.Vault.RootTokenFile + ")",
 		"kubectl get all,secretproviderclasses --namespace " + namespace,
 		strings.Replace(strings.Join(s.leasesCommand(), " "), strings.Join(s.kubectl(), " "), "kubectl", 1),
 		"ls " + state.Logs,

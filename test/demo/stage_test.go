@@ -72,3 +72,16 @@ func TestParseExampleWantsAllThree(t *testing.T) {
 		}
 	}
 }
+
+func TestParseVersion(t *testing.T) {
+	for output, want := range map[string]string{
+		"etcd Version: 3.4.23\nGit SHA: Not provided\n":          "3.4.23",
+		"postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n": "15.18",
+		"v0.1.0-3-gabcdef\n": "v0.1.0-3-gabcdef",
+		"":                   "",
+	} {
+		if got := parseVersion(output); got != want {
+			t.Errorf("%q: got %q", output, got)
+		}
+	}
+}

@@ -151,7 +151,7 @@ func (s *story) showFiles() error {
 		if name != userFile {
 			shown = "••••••••"
 		}
-		s.done("file "+name, fmt.Sprintf("%3d bytes  %s  %s", info.Size(), info.Mode(), shown))
+		s.done("file "+name, fmt.Sprintf("%d bytes  mode %04o  %s", info.Size(), info.Mode(), shown))
 	}
 	return nil
 }
@@ -275,7 +275,10 @@ func (s *story) completes(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("looking for the completed pod: %w", err)
 	}
-	s.done("the objects stay", fmt.Sprintf("job/%s complete, pod/%s %s", job.Name, kept.Name, kept.Status.Phase))
+	s.done("the objects stay", fmt.Sprintf("job/%s is complete, pod/%s %s", job.Name, kept.Name, kept.Status.Phase))
+	if s.form == bed.Full {
+		s.done("every login worked", "the app exited with 0, which it does only when none failed")
+	}
 	return nil
 }
 
