@@ -77,7 +77,7 @@ func (m Module) Key(dir string) (string, error) {
 }
 
 // Build returns the folder that holds the module's programs, building them when the cache does not have them. The
-// module is below root, the project's top folder; the compiler's messages go to log.
+// module is below root, the project's top folder; the compiler's messages go to log, after a line that says what is built.
 func (m Module) Build(ctx context.Context, root, cache string, log io.Writer) (string, error) {
 	source := filepath.Join(root, "test", "tools", m.Name)
 	key, err := m.Key(source)
@@ -111,6 +111,7 @@ func (m Module) build(ctx context.Context, source, programs string, log io.Write
 	if err := os.MkdirAll(partial, 0o755); err != nil {
 		return fmt.Errorf("making the build folder: %w", err)
 	}
+	fmt.Fprintf(log, "  … building %s, once: it is kept in %s\n", m.Name, filepath.Dir(programs))
 	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-o", partial + string(filepath.Separator)}, m.Flags...)
 	cmd := exec.CommandContext(ctx, "go", append(args, m.Packages...)...)
 	cmd.Dir = source
