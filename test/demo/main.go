@@ -29,7 +29,7 @@ func main() {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 	case errors.As(err, &missing):
 		p.failure(fmt.Sprintf("The %s test bed cannot run here: %s", missing.Form, missing.Reason))
-		p.line(installLine(missing))
+		p.line("    " + installLine(missing))
 		os.Exit(3)
 	case errors.Is(err, errUsage):
 		os.Exit(2)
@@ -51,7 +51,7 @@ func run(ctx context.Context, args []string, p *printer) error {
 	} else if err != nil {
 		return errUsage
 	}
-	form, why, err := choose(*noKubelet)
+	choice, err := choose(*noKubelet)
 	if err != nil {
 		return err
 	}
@@ -59,6 +59,6 @@ func run(ctx context.Context, args []string, p *printer) error {
 	if err != nil {
 		return err
 	}
-	s := &story{printer: p, form: form, why: why, example: example}
+	s := &story{printer: p, choice: choice, example: example}
 	return s.close(ctx, s.tell(ctx), *keep)
 }

@@ -16,42 +16,49 @@ import (
 // binary is the provider, where `make build` puts it too.
 const binary = "bin/leasehold"
 
-// choose takes the full form of the bed where it can run, and says why.
-func choose(noKubelet bool) (form bed.Form, why string, err error) {
+// choice is a form of the bed.
+type choice struct {
+	form bed.Form
+	// why ends the sentence "this form, because".
+	why string
+	// install is the command that would make the full form run; empty when it runs, or when no package is missing.
+	install string
+}
+
+// choose takes the full form of the bed where it can run.
+func choose(noKubelet bool) (choice, error) {
 	light := bed.CanRunLight()
 	if noKubelet {
-		return bed.Light, "--no-kubelet asks for it.", light
+		return choice{form: bed.Light, why: "--no-kubelet asks for it."}, light
 	}
 	return chooseFrom(bed.CanRunFull(), light)
 }
 
 // chooseFrom decides by what each form answered to whether it can run.
-func chooseFrom(full, light error) (form bed.Form, why string, err error) {
+func chooseFrom(full, light error) (choice, error) {
 	if full == nil {
-		return bed.Full, "this is root, and all that it needs is here.", nil
+		return choice{form: bed.Full, why: "this is root, and all that it needs is here."}, nil
 	}
 	var missing *bed.MissingError
 	if !errors.As(full, &missing) {
-		return "", "", full
+		return choice{}, full
 	}
 	if light != nil {
 		if len(missing.Packages) > 0 {
-			return "", "", full // its packages include those of the light form
+			return choice{}, full // its packages include those of the light form
 		}
-		return "", "", light
+		return choice{}, light
 	}
-	why = "the full one cannot run here: " + strings.TrimSuffix(missing.Reason, ".") + "."
-	if len(missing.Packages) > 0 {
-		why += " To have it: " + strings.TrimSpace(installLine(missing))
-	}
-	return bed.Light, why, nil
+	why := "the full one cannot run here: " + strings.TrimSuffix(missing.Reason, ".") + "."
+	return choice{form: bed.Light, why: why, install: installLine(missing)}, nil
 }
 
+// installLine is empty when no package would help.
 func installLine(missing *bed.MissingError) string {
 	if len(missing.Packages) == 0 {
 		return ""
 	}
-	return "    apt-get install -y " + strings.Join(missing.Packages, " ")
+	return "apt-get install -y " + strings.Join(missing.Packages, " ")
 }
 
 // dir is the bed's folder: not that of tests, so that nobody's bed is taken away.

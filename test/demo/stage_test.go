@@ -19,18 +19,19 @@ func TestChooseFrom(t *testing.T) {
 		full, light error
 		form        bed.Form
 		why         string
+		install     string
 		err         error
 	}{
 		{name: "both can run", form: bed.Full, why: "root"},
 		{name: "no root", full: noRoot, form: bed.Light, why: "it needs root"},
-		{name: "a package is missing", full: noRunc, form: bed.Light, why: "apt-get install -y runc"},
+		{name: "a package is missing", full: noRunc, form: bed.Light, why: "missing: runc.", install: "apt-get install -y runc"},
 		{name: "neither can run: the full form's packages hold the light one's", full: noRunc, light: noEtcd, err: noRunc},
 		{name: "neither can run, and no package makes a root", full: noRoot, light: noEtcd, err: noEtcd},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			form, why, err := chooseFrom(c.full, c.light)
-			if form != c.form || !strings.Contains(why, c.why) || !errors.Is(err, c.err) {
-				t.Errorf("got %q, %q, %v", form, why, err)
+			got, err := chooseFrom(c.full, c.light)
+			if got.form != c.form || !strings.Contains(got.why, c.why) || got.install != c.install || !errors.Is(err, c.err) {
+				t.Errorf("got %+v, %v", got, err)
 			}
 		})
 	}

@@ -23,8 +23,7 @@ const republishes = 2
 // story is what is told, chapter by chapter.
 type story struct {
 	*printer
-	form    bed.Form
-	why     string // this form
+	choice
 	example *example
 	bed     *bed.Bed // nil before it is up
 
@@ -69,8 +68,13 @@ func (s *story) tell(ctx context.Context) error {
 }
 
 func (s *story) parts(ctx context.Context) error {
-	s.say(fmt.Sprintf("The %s form of the test bed, because %s What has to be built is built once, which takes minutes the "+
-		"first time.", s.form, s.why))
+	s.say(fmt.Sprintf("The %s form of the test bed, because %s", s.form, s.why))
+	if s.install != "" {
+		s.say("To have the full one:")
+		s.line("    " + s.install)
+		s.gap()
+	}
+	s.say("What has to be built is built once, which takes minutes the first time.")
 	if err := s.raise(ctx); err != nil {
 		return err
 	}
