@@ -1,3 +1,4 @@
+//nolint:forbidigo // sleeps inside synctest bubbles only
 package keeper_test
 
 import (
