@@ -49,7 +49,8 @@ $(LINTER):
 
 .PHONY: demo
 demo: ## Show the whole story on real parts: mount, use, republish, pod gone, credentials gone
-	go run ./test/demo
+	@go build -o bin/demo ./test/demo
+	@bin/demo
 
 .PHONY: e2e-fast
 e2e-fast: ## End-to-end tests on the light bed: real API server, Vault and PostgreSQL, no kubelet, no root

@@ -55,6 +55,12 @@ func (m *mortal) count() (dies, after, dead bool) {
 	return m.requests == m.at, m.after, m.dead
 }
 
+func (m *mortal) sent() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.requests
+}
+
 func (m *mortal) die() {
 	m.mu.Lock()
 	m.dead = true
@@ -133,8 +139,8 @@ func TestKilledAtEveryRequest(t *testing.T) {
 			n.wire = wire
 			n.start()
 			life(t, n, wire)
-			requests = wire.requests
 			time.Sleep(2*grant.RequestLimit + time.Minute) // a claim of the dead process passes
+			requests = wire.sent()
 			synctest.Wait()
 			if s := n.states(); s != "" {
 				t.Errorf("the store still holds %q", s)
