@@ -5,8 +5,10 @@ package e2e_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -78,10 +80,7 @@ func (p *place) mustAllComplain(table []badClass, good map[string]string) {
 	was := p.incarnation(p.t)
 	pods := make([]*corev1.Pod, len(table))
 	for i, c := range table {
-		parameters := map[string]string{}
-		for key, value := range good {
-			parameters[key] = value
-		}
+		parameters := maps.Clone(good)
 		c.change(parameters)
 		p.class(c.name, parameters)
 		pods[i] = p.create(newPod(c.name, c.name))
@@ -149,7 +148,9 @@ func (s *suite) startCrookedVault(t *testing.T) crookedVault {
 	go func() { served <- server.Serve(listener) }()
 	t.Cleanup(func() {
 		_ = server.Close()
-		<-served
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
 	})
 	return crookedVault{address: "http://" + listener.Addr().String(), stray: token.Auth.Accessor}
 }

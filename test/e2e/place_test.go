@@ -341,7 +341,8 @@ func (p *place) awaitNothing() {
 	})
 }
 
-// complaints returns the messages of FailedMount events, of one pod or, for "", of all pods.
+// complaints returns the messages of FailedMount events, of one pod or, for "", of all pods. It leaves out the tokens that
+// Kubernetes itself mounts, which a busy kubelet can be late with.
 func (p *place) complaints(ctx context.Context, pod string) ([]string, error) {
 	selector := fields.Set{"reason": "FailedMount"}
 	if pod != "" {
@@ -353,7 +354,9 @@ func (p *place) complaints(ctx context.Context, pod string) ([]string, error) {
 	}
 	var messages []string
 	for _, event := range events.Items {
-		messages = append(messages, event.Message)
+		if !strings.Contains(event.Message, `for volume "kube-api-access-`) {
+			messages = append(messages, event.Message)
+		}
 	}
 	return messages, nil
 }

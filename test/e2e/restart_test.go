@@ -16,7 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// awaitMounts waits until the provider's process has answered that many Mounts well, and none badly.
+// awaitMounts waits until the provider's process has answered that many Mounts well.
 func (s *suite) awaitMounts(t *testing.T, count int) {
 	t.Helper()
 	s.eventually(t, fmt.Sprintf("the provider has answered %d mounts", count), func(ctx context.Context) error {
@@ -114,6 +114,9 @@ func (s *suite) restartUnderMounts(t *testing.T) {
 		p.awaitRunning(pod)
 	}
 	p.mustNotComplain()
+	if answered, err := s.mounts(t.Context()); err != nil || len(answered) != 1 || answered["OK"] == 0 {
+		t.Errorf("the new provider has answered %v: %v", answered, err)
+	}
 	p.mustHold(len(pods))
 	p.deleteAll()
 	p.awaitNothing()

@@ -56,7 +56,7 @@ func start(t *testing.T) *suite {
 	t.Helper()
 	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
 	t.Cleanup(stop)
-	s := &suite{bed: openBed(t, ctx), secrets: &canaries{}, interrupted: ctx.Done()}
+	s := &suite{bed: openBed(ctx, t), secrets: &canaries{}, interrupted: ctx.Done()}
 	var err error
 	if s.vault, err = s.bed.Vault(); err != nil {
 		t.Fatal(err)
@@ -73,7 +73,7 @@ func start(t *testing.T) *suite {
 	return s
 }
 
-func openBed(t *testing.T, ctx context.Context) *bed.Bed { //nolint:revive // t comes first in tests
+func openBed(ctx context.Context, t *testing.T) *bed.Bed {
 	t.Helper()
 	if dir := os.Getenv("BED_DIR"); dir != "" {
 		b, err := bed.Open(dir)
@@ -95,7 +95,7 @@ func openBed(t *testing.T, ctx context.Context) *bed.Bed { //nolint:revive // t 
 	if output, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building leasehold: %v\n%s", err, output)
 	}
-	t.Cleanup(func() { takeDown(t, bed.DefaultDir(options.Form)) })
+	t.Cleanup(func() { takeDown(context.WithoutCancel(ctx), t, bed.DefaultDir(options.Form)) })
 	b, err := bed.Up(ctx, options)
 	if err != nil {
 		t.Fatalf("starting the bed: %v", err)
@@ -104,13 +104,13 @@ func openBed(t *testing.T, ctx context.Context) *bed.Bed { //nolint:revive // t 
 }
 
 // takeDown also removes a bed that did not come up.
-func takeDown(t *testing.T, dir string) {
+func takeDown(ctx context.Context, t *testing.T, dir string) {
 	b, err := bed.Open(dir)
 	if errors.Is(err, bed.ErrNoBed) {
 		return
 	}
 	if err == nil {
-		err = b.Down(context.WithoutCancel(t.Context()))
+		err = b.Down(ctx)
 	}
 	if err != nil {
 		t.Errorf("taking the bed down: %v", err)

@@ -23,8 +23,7 @@ import (
 
 // refusal returns the HTTP status with which Vault refused; zero when it did not.
 func refusal(err error) int {
-	var refused *api.ResponseError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*api.ResponseError](err); ok {
 		return refused.StatusCode
 	}
 	return 0
