@@ -218,8 +218,8 @@ func TestNormalDelete(t *testing.T) {
 		}
 		time.Sleep(8 * time.Second)
 		b.phase(corev1.PodFailed)
-		if v := b.expect("containers dead", false); v.Check != 500*time.Millisecond {
-			t.Errorf("check in %v, want 500ms", v.Check)
+		if v := b.expect("containers dead", false); v.Check != 50*time.Millisecond {
+			t.Errorf("check in %v, want 50ms", v.Check)
 		}
 		if n := b.gets("pods") - 2; n != 0 { // the two are the test's own
 			t.Errorf("%d live reads of a pod that is in the cache", n)
@@ -237,8 +237,8 @@ func TestForceDelete(t *testing.T) {
 		b.expect("running", false)
 		b.remove()
 		v := b.expect("object gone, container running", false)
-		if v.Check != 500*time.Millisecond || v.Warning != "" {
-			t.Errorf("just gone: %+v; want a check in 500ms and no warning", v)
+		if v.Check != 50*time.Millisecond || v.Warning != "" {
+			t.Errorf("just gone: %+v; want a check in 50ms and no warning", v)
 		}
 		time.Sleep(2 * time.Second)
 		b.expect("container still running", false)

@@ -67,7 +67,7 @@ const (
 	// quietKill is how long after the grace period a force-deleted pod may take before somebody is told.
 	quietKill = time.Minute
 
-	soon     = 500 * time.Millisecond
+	soon     = 50 * time.Millisecond
 	holdPace = 10 * time.Second
 	slowPace = 30 * time.Second
 )

@@ -32,7 +32,7 @@ func TestEnded(t *testing.T) {
 		// terminal phase written by kubelet | present | yes after 5 min, with an event
 		"terminal, folder present, now": {
 			facts: pods.Facts{Object: pods.ObjectTerminal, Folder: pods.FolderPresent},
-			check: 500 * time.Millisecond, reason: "kubelet has not removed its volume",
+			check: 50 * time.Millisecond, reason: "kubelet has not removed its volume",
 		},
 		"terminal, folder present, a while": {
 			facts: pods.Facts{Object: pods.ObjectTerminal, Folder: pods.FolderPresent, Over: 8 * second},
@@ -56,7 +56,7 @@ func TestEnded(t *testing.T) {
 		},
 		"terminal, folder never seen, now": {
 			facts: pods.Facts{Object: pods.ObjectTerminal, Folder: pods.FolderNeverSeen},
-			check: 500 * time.Millisecond, reason: "never seen",
+			check: 50 * time.Millisecond, reason: "never seen",
 		},
 		"terminal, folder never seen, at the limit": {
 			facts: pods.Facts{Object: pods.ObjectTerminal, Folder: pods.FolderNeverSeen, Over: 5 * minute},
@@ -70,7 +70,7 @@ func TestEnded(t *testing.T) {
 		// object gone | present, or never seen | when kubelet is proven alive for grace + 10 min; else hold, event
 		"gone, folder present, now": {
 			facts: pods.Facts{Object: pods.ObjectGone, Folder: pods.FolderPresent, Grace: 30 * second},
-			check: 500 * time.Millisecond, reason: "held until kubelet has been alive for the grace period of 30s and 10m more (so far 0s)",
+			check: 50 * time.Millisecond, reason: "held until kubelet has been alive for the grace period of 30s and 10m more (so far 0s)",
 		},
 		"gone, folder present, within the grace period": {
 			facts: pods.Facts{Object: pods.ObjectGone, Folder: pods.FolderPresent, Grace: hour, Over: 59 * minute},
@@ -114,7 +114,7 @@ func TestEnded(t *testing.T) {
 		},
 		"gone, the longest grace period there can be": {
 			facts: pods.Facts{Object: pods.ObjectGone, Folder: pods.FolderPresent, Grace: math.MaxInt64, Alive: 1000 * hour},
-			check: 500 * time.Millisecond, reason: "held",
+			check: 50 * time.Millisecond, reason: "held",
 		},
 		// object there, not terminal | any | no
 		"active, folder present": {
