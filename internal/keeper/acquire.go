@@ -15,7 +15,7 @@ import (
 var (
 	// ErrWorking: Vault has not answered yet; the work goes on, and the next try finds its result.
 	ErrWorking = errors.New("Vault has not answered yet; the work goes on and the next try picks it up") //nolint:staticcheck // a name
-	// ErrLeaving: the provider is shutting down; the work goes on until it is done.
+	// ErrLeaving: the provider is shutting down.
 	ErrLeaving = errors.New("the provider is being restarted; the next try reaches the new one")
 	// ErrNoToken: a login is needed and kubelet sent no service account token.
 	ErrNoToken = errors.New("kubelet sent no service account token")
@@ -55,11 +55,12 @@ func (k *Keeper) Acquire(ctx context.Context, req *spec.Request) ([]render.File,
 	}
 }
 
-// Leave has every waiting Mount answered now; their work goes on.
+// Leave has every waiting Mount answered now. Their requests under way come to their end; no more are begun.
 func (k *Keeper) Leave() { k.leavingOnce.Do(func() { close(k.leaving) }) }
 
-// Drain admits no new work and waits until the logins and reads under way are over, or ctx ends.
+// Drain begins no more logins and reads and waits until those under way are over, or ctx ends.
 func (k *Keeper) Drain(ctx context.Context) error {
+	k.Leave()
 	k.mounts.Lock()
 	k.mounts.closed = true
 	k.mounts.Unlock()
@@ -148,7 +149,7 @@ func (k *Keeper) join(ctx context.Context, req *spec.Request) (*flight, error) {
 	f := &flight{digest: req.Spec.Digest, done: make(chan struct{})}
 	k.mounts.underway[req.Volume] = f
 	k.mounts.running.Go(func() {
-		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), grant.RequestLimit)
+		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), beginWithin)
 		defer cancel()
 		f.files, f.err = k.mountGuarded(work, req)
 		k.mounts.Lock()

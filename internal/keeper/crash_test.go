@@ -10,7 +10,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/render"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
@@ -139,7 +138,7 @@ func TestKilledAtEveryRequest(t *testing.T) {
 			n.wire = wire
 			n.start()
 			life(t, n, wire)
-			time.Sleep(2*grant.RequestLimit + time.Minute) // a claim of the dead process passes
+			time.Sleep(claimLife) // a claim of the dead process passes
 			requests = wire.sent()
 			synctest.Wait()
 			if s := n.states(); s != "" {

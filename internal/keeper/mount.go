@@ -20,6 +20,10 @@ import (
 const (
 	// readers is how many reads of one Mount are under way at a time.
 	readers = 8
+	// claimLife covers the time in which a Mount begins requests, and Vault's own limit for the last of them.
+	claimLife = beginWithin + grant.RequestLimit + 20*time.Second
+	// beginWithin is how long after its start a Mount begins requests; each then has the time that Vault gives it.
+	beginWithin = 90 * time.Second
 	// roomPerMount is what must be free for content before a login is made, in bytes.
 	roomPerMount = 1 << 20
 )
@@ -96,7 +100,7 @@ type claim struct {
 // use again is let go.
 func (k *Keeper) claim(req *spec.Request) (c claim, err error) {
 	now := k.Now()
-	busy := now.Add(2 * grant.RequestLimit) // this work's own limit, and Vault's for a request sent at its end
+	busy := now.Add(claimLife)
 	var dropped []string
 	err = k.Store.UpdateVolume(req.Volume, func(grants []*grant.Grant) error {
 		for _, g := range grants {
@@ -148,11 +152,30 @@ func newGrant(req *spec.Request, now grant.Instant) grant.Grant {
 	}
 }
 
+// begin returns the context of a login or read. It outlives the Mount: what is cut off can leave a token or credentials that
+// nobody knows of. Nothing is begun when the Mount's own time is up or the process is leaving.
+func (k *Keeper) begin(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	select {
+	case <-k.leaving:
+		return nil, nil, ErrLeaving
+	case <-ctx.Done():
+		return nil, nil, ErrWorking
+	default:
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grant.RequestLimit)
+	return ctx, cancel, nil
+}
+
 // logIn logs in, records the token, and then shortens its life to the orphan TTL.
 func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant, jwt secret.Value) (vault.Session, error) {
 	if jwt.IsZero() {
 		return vault.Session{}, ErrNoToken
 	}
+	ctx, cancel, err := k.begin(ctx)
+	if err != nil {
+		return vault.Session{}, err
+	}
+	defer cancel()
 	cluster := make(chan string, 1)
 	go func() { cluster <- client.RecentCluster(ctx) }()
 	from := k.Now()
@@ -219,6 +242,11 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 			err = errPanic
 		}
 	}()
+	ctx, cancel, err := k.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
 	from := k.Now()
 	reply, err := client.Read(ctx, s, r)
 	if err != nil {

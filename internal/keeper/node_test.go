@@ -147,6 +147,9 @@ func (n *node) request(uid string, files ...string) *spec.Request {
 	return req
 }
 
+// claimLife is longer than a claim of a process that died.
+const claimLife = 4 * time.Minute
+
 var secretless secret.Value
 
 var wantCreds = []string{"user=" + creds + "#username", "pass=" + creds + "#password"}
