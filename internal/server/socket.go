@@ -3,6 +3,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +13,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 )
 
 // Socket is a path that we listen at, such as the provider's place in the driver's folder. It is bound under another name and then renamed, so that the path
@@ -85,12 +89,32 @@ func (s *Socket) Check() error {
 	if ours {
 		return nil
 	}
-	conn, err := net.DialTimeout("unix", s.path, time.Second)
+	who, err := s.whoAnswers()
 	if err != nil {
 		return errGone
 	}
+	return fmt.Errorf("%w at %s: %s; two providers are set up for one name", errForeign, s.path, who)
+}
+
+// whoAnswers asks whoever listens at the path for a name.
+func (s *Socket) whoAnswers() (string, error) {
+	conn, err := net.DialTimeout("unix", s.path, time.Second)
+	if err != nil {
+		return "", fmt.Errorf("nobody listens: %w", err)
+	}
 	_ = conn.Close()
-	return fmt.Errorf("%w at %s: two providers are set up for one name", errForeign, s.path)
+	client, err := grpc.NewClient("unix://"+s.path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return "", fmt.Errorf("asking who listens: %w", err)
+	}
+	defer func() { _ = client.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	version, err := v1alpha1.NewCSIDriverProviderClient(client).Version(ctx, &v1alpha1.VersionRequest{Version: "v1alpha1"})
+	if err != nil {
+		return "somebody who does not tell a name", nil //nolint:nilerr // that somebody listens is the answer
+	}
+	return fmt.Sprintf("%.40q, version %.40q", version.GetRuntimeName(), version.GetRuntimeVersion()), nil
 }
 
 func identify(path string) (fileID, error) {

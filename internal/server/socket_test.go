@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"context"
 	"io"
 	"io/fs"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
 	"github.com/leasehold-csi/leasehold/internal/server"
 )
@@ -148,7 +151,17 @@ func TestCheck(t *testing.T) {
 			stale(t, path)
 		}, gone},
 		"taken over": {func(t *testing.T, path string) { bind(t, server.NewSocket(path), "other") },
-			"another provider listens in our place at PATH: two providers are set up for one name"},
+			"another provider listens in our place at PATH: somebody who does not tell a name; two providers are set up for one name"},
+		"taken over by a provider": {func(t *testing.T, path string) {
+			l, err := server.NewSocket(path).Bind()
+			if err != nil {
+				t.Fatal(err)
+			}
+			other := grpc.NewServer()
+			v1alpha1.RegisterCSIDriverProviderServer(other, named{})
+			go func() { _ = other.Serve(l) }()
+			t.Cleanup(other.Stop)
+		}, `another provider listens in our place at PATH: "peer", version "1.7"; two providers are set up for one name`},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -165,6 +178,14 @@ func TestCheck(t *testing.T) {
 			}
 		})
 	}
+}
+
+type named struct {
+	v1alpha1.UnimplementedCSIDriverProviderServer
+}
+
+func (named) Version(context.Context, *v1alpha1.VersionRequest) (*v1alpha1.VersionResponse, error) {
+	return &v1alpha1.VersionResponse{RuntimeName: "peer", RuntimeVersion: "1.7"}, nil
 }
 
 // TestOtherUsersAreTurnedAway opens the file's mode, so that only the check of the peer is left. Only root can be somebody
