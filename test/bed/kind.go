@@ -67,9 +67,21 @@ func (b *Bed) createKindCluster(ctx context.Context) error {
 		if err := os.WriteFile(b.path("pki", "ca.crt"), b.config.CAData, 0o644); err != nil {
 			return "", fmt.Errorf("writing the certificate authority: %w", err)
 		}
+		if b.state.KubeletDir, err = b.kindKubeletDir(ctx); err != nil {
+			return "", err
+		}
 		b.state.Host, err = kindGateway(ctx)
 		return b.kindCluster(), err
 	})
+}
+
+// kindKubeletDir names kubelet's folder in the node's container so that this machine's root can read it.
+func (b *Bed) kindKubeletDir(ctx context.Context) (string, error) {
+	pid, err := command(ctx, "docker", "inspect", b.state.Node, "--format", "{{.State.Pid}}")
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("/proc/%s/root/var/lib/kubelet", bytes.TrimSpace(pid)), nil
 }
 
 // kindGateway returns this machine's IPv4 address in Docker's network for kind.

@@ -4,6 +4,8 @@
 //	BED=light go test -tags e2e -v -timeout 30m ./test/e2e     what make e2e-fast runs
 //	BED=full  go test -tags e2e -v -timeout 60m ./test/e2e     what make e2e runs; root
 //
+// CLUSTER=kind turns the full form into the same tests in a cluster that kind makes.
+//
 // The tests make a bed of that form, share it and take it down. With BED_DIR they use the running bed in that folder and
 // leave it as it is, which saves its start: go run ./test/bed/cmd up --no-kubelet --dir DIR.
 //

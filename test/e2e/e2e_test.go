@@ -2,11 +2,7 @@
 
 package e2e_test
 
-import (
-	"testing"
-
-	"github.com/leasehold-csi/leasehold/test/bed"
-)
+import "testing"
 
 type scenario struct {
 	name string
@@ -37,7 +33,7 @@ func TestEndToEnd(t *testing.T) {
 		{"a sealed Vault", s.sealedVault},
 		{"how soon leases go", s.howSoon},
 	}
-	if s.bed.State().Form == bed.Full {
+	if s.hasKubelet() {
 		alone = append(alone, scenario{"other volumes after a restart", s.otherVolumes})
 	}
 	t.Run("together", func(t *testing.T) {

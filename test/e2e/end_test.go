@@ -34,7 +34,7 @@ func (s *suite) gracefulEnd(t *testing.T) {
 	pod = p.run(pod)
 	held, credentials := p.mustHold(1), p.login(pod)
 	var log func() string
-	if s.isFull() {
+	if s.hasKubelet() {
 		log = p.appLog(pod)
 	}
 	deleted := time.Now()

@@ -239,9 +239,8 @@ func (s *suite) badCalls(t *testing.T) {
 // endpoint is the provider's socket as this process sees it.
 func (s *suite) endpoint() string {
 	state := s.bed.State()
-	if !s.isFull() {
+	if !s.hasKubelet() {
 		return state.Provider.Endpoint
 	}
-	root := strings.TrimSuffix(state.KubeletDir, "/var/lib/kubelet")
-	return filepath.Join(root, "run", "secrets-store-csi-providers", "vault.sock")
+	return filepath.Join(nodeRoot(state), "run", "secrets-store-csi-providers", "vault.sock")
 }

@@ -184,7 +184,7 @@ func (s *suite) outlivesTTL(t *testing.T) {
 		t.Error("the mounted credentials have changed")
 	}
 	var log func() string
-	if s.isFull() {
+	if s.hasKubelet() {
 		log = p.appLog(pod)
 	}
 	p.delete(pod, metav1.DeleteOptions{})

@@ -50,6 +50,11 @@ type place struct {
 // that of a failed test first tells what happened in it.
 func (s *suite) newPlace(t *testing.T, name string) *place {
 	t.Helper()
+	select {
+	case <-s.interrupted:
+		t.Fatal("interrupted")
+	default:
+	}
 	// The name of a database user holds the first eight characters of its role.
 	role := strings.ToLower(rand.Text()[:8])
 	p := &place{suite: s, t: t, ns: "e2e-" + name + "-" + role, role: role, mark: s.auditMark(t)}
@@ -462,6 +467,3 @@ func (p *place) tell(ctx context.Context) {
 		p.t.Logf("the provider's log ends with\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
 	}
 }
-
-// isFull tells whether there is a kubelet that runs containers.
-func (s *suite) isFull() bool { return s.bed.State().Form == bed.Full }

@@ -25,6 +25,12 @@ import (
 	"github.com/leasehold-csi/leasehold/test/bed"
 )
 
+// hasKubelet tells whether a real kubelet runs containers, the provider's among them.
+func (s *suite) hasKubelet() bool { return s.bed.State().Form != bed.Light }
+
+// nodeRoot is the root folder of a node with a kubelet, as this process sees it.
+func nodeRoot(state *bed.State) string { return strings.TrimSuffix(state.KubeletDir, "/var/lib/kubelet") }
+
 // report is what `leasehold leases -o json` says.
 func (s *suite) report(ctx context.Context) (admin.Report, error) {
 	var report admin.Report
@@ -38,7 +44,7 @@ func (s *suite) report(ctx context.Context) (admin.Report, error) {
 	return report, nil
 }
 
-// providerPod returns the provider's one running pod (full form).
+// providerPod returns the provider's one running pod where there is a kubelet.
 func (s *suite) providerPod(ctx context.Context) (*corev1.Pod, error) {
 	pods, err := s.bed.Client().CoreV1().Pods(s.bed.State().Provider.Namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: "app.kubernetes.io/name=leasehold",
@@ -61,7 +67,7 @@ func (s *suite) providerPod(ctx context.Context) (*corev1.Pod, error) {
 // incarnation names the provider's process: it changes when that ends, for whatever reason.
 func (s *suite) incarnation(t *testing.T) string {
 	t.Helper()
-	if s.bed.State().Form == bed.Light {
+	if !s.hasKubelet() {
 		if !s.bed.Alive()["provider"] {
 			t.Fatal("the provider has ended")
 		}
@@ -99,7 +105,7 @@ func (s *suite) mounts(ctx context.Context) (map[string]int, error) {
 }
 
 func (s *suite) metrics(ctx context.Context) (string, error) {
-	if s.bed.State().Form == bed.Full {
+	if s.hasKubelet() {
 		pod, err := s.providerPod(ctx)
 		if err != nil {
 			return "", err
@@ -123,7 +129,7 @@ func (s *suite) metrics(ctx context.Context) (string, error) {
 
 // restart does what `kubectl rollout restart` does, or restarts the process in an orderly way.
 func (s *suite) restart(ctx context.Context) error {
-	if s.bed.State().Form == bed.Light {
+	if !s.hasKubelet() {
 		return s.bed.Restart(ctx, "provider")
 	}
 	provider := s.bed.State().Provider
@@ -152,7 +158,7 @@ func (s *suite) restart(ctx context.Context) error {
 func (s *suite) replace(t *testing.T) {
 	t.Helper()
 	ctx := t.Context()
-	if s.bed.State().Form == bed.Light {
+	if !s.hasKubelet() {
 		if err := errors.Join(s.bed.Kill(ctx, "provider"), s.bed.Start(ctx, "provider")); err != nil {
 			t.Fatal(err)
 		}
@@ -187,8 +193,12 @@ func followProvider(t *testing.T, b *bed.Bed) *providerLogs {
 	t.Helper()
 	state := b.State()
 	l := &providerLogs{pattern: filepath.Join(state.Logs, "provider.log"), files: map[string]*os.File{}}
-	if state.Form == bed.Full {
-		l.pattern = filepath.Join(state.Logs, "pods", state.Provider.Namespace+"_*", "*", "*.log")
+	containers := filepath.Join(state.Provider.Namespace+"_*", "*", "*.log")
+	switch state.Form {
+	case bed.Full:
+		l.pattern = filepath.Join(state.Logs, "pods", containers)
+	case bed.Kind:
+		l.pattern = filepath.Join(nodeRoot(state), "var", "log", "pods", containers)
 	}
 	l.openNew()
 	stop := make(chan struct{})

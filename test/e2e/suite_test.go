@@ -89,6 +89,9 @@ func openBed(ctx context.Context, t *testing.T) *bed.Bed {
 		Form: bed.Form(cmp.Or(os.Getenv("BED"), string(bed.Light))),
 		Log:  os.Stdout, Provider: filepath.Join(t.TempDir(), "leasehold"),
 	}
+	if options.Form == bed.Full && os.Getenv("CLUSTER") == "kind" {
+		options.Form = bed.Kind
+	}
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", options.Provider, "./cmd/leasehold")
 	cmd.Dir = filepath.Join("..", "..")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
