@@ -98,11 +98,7 @@ func life(t *testing.T, n *node, wire *mortal) {
 	}
 	for range 100 {
 		files := republish()
-		live := map[string]bool{}
-		for _, u := range n.vault.Users() {
-			live[u.Name] = true
-		}
-		if !live[string(files[0].Contents)] || !live[string(files[2].Contents)] {
+		if !n.lives(files[0]) || !n.lives(files[2]) {
 			t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
 		}
 		time.Sleep(time.Minute)

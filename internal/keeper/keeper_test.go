@@ -412,11 +412,7 @@ func TestMaximumTTLIsRotatedWithOverlap(t *testing.T) {
 			if files := n.mount(req); !same(files, last) {
 				changes, last = changes+1, files
 			}
-			alive := false
-			for _, u := range n.vault.Users() {
-				alive = alive || u.Name == string(last[0].Contents)
-			}
-			if !alive {
+			if !n.lives(last[0]) {
 				t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
 			}
 		}
@@ -433,12 +429,7 @@ func TestTokenAtItsMaximumIsReplaced(t *testing.T) {
 		n.vault.Role("my-app-role", vaulttest.Role{TTL: time.Hour, MaxTTL: 4 * time.Hour})
 		req := n.request("p", wantCreds...)
 		for range 24 * 60 {
-			files := n.mount(req)
-			alive := false
-			for _, u := range n.vault.Users() {
-				alive = alive || u.Name == string(files[0].Contents)
-			}
-			if !alive {
+			if !n.lives(n.mount(req)[0]) {
 				t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
 			}
 			time.Sleep(time.Minute)

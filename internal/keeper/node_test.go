@@ -201,6 +201,11 @@ func (n *node) states() string {
 	return strings.Join(out, " ")
 }
 
+// lives reports whether a file names a user that exists in the back end.
+func (n *node) lives(user render.File) bool {
+	return slices.ContainsFunc(n.vault.Users(), func(u vaulttest.User) bool { return u.Name == string(user.Contents) })
+}
+
 func same(a, b []render.File) bool {
 	return fmt.Sprint(a) == fmt.Sprint(b)
 }
