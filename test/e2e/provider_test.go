@@ -29,7 +29,9 @@ import (
 func (s *suite) hasKubelet() bool { return s.bed.State().Form != bed.Light }
 
 // nodeRoot is the root folder of a node with a kubelet, as this process sees it.
-func nodeRoot(state *bed.State) string { return strings.TrimSuffix(state.KubeletDir, "/var/lib/kubelet") }
+func nodeRoot(state *bed.State) string {
+	return strings.TrimSuffix(state.KubeletDir, "/var/lib/kubelet")
+}
 
 // report is what `leasehold leases -o json` says.
 func (s *suite) report(ctx context.Context) (admin.Report, error) {
