@@ -110,11 +110,11 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	ready := func() error {
+	ready := func(ctx context.Context) error {
 		if !cluster.Synced() {
 			return errors.New("the pods of this node are not listed yet: is the Kubernetes API reachable, and may the provider list pods?")
 		}
-		return socket.Check()
+		return socket.Check(ctx)
 	}
 	return &node{options: o, log: log, cluster: cluster, keeper: k, driver: driver,
 		health: server.Health{Addr: o.healthAddr, Ready: ready, Metrics: metrics}}, nil

@@ -91,7 +91,7 @@ func (s *Server) stay(ctx context.Context, serve func(net.Listener)) {
 			return
 		case <-tick.C:
 		}
-		err := s.Socket.Check()
+		err := s.Socket.Check(ctx)
 		if err != nil {
 			s.Log.Error("the provider's socket", "err", err)
 		}

@@ -205,7 +205,7 @@ func TestHealth(t *testing.T) {
 		mu      sync.Mutex
 		missing error
 	)
-	h := server.Health{Addr: addr, Metrics: metrics, Ready: func() error { mu.Lock(); defer mu.Unlock(); return missing }}
+	h := server.Health{Addr: addr, Metrics: metrics, Ready: func(context.Context) error { mu.Lock(); defer mu.Unlock(); return missing }}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- h.Run(ctx) }()

@@ -75,7 +75,7 @@ var (
 
 // Check tells whether the path still leads to us: nil, errGone when it leads to nobody, errForeign when it leads to somebody
 // else who answers.
-func (s *Socket) Check() error {
+func (s *Socket) Check(ctx context.Context) error {
 	id, err := identify(s.path)
 	if errors.Is(err, os.ErrNotExist) {
 		return errGone
@@ -89,7 +89,7 @@ func (s *Socket) Check() error {
 	if ours {
 		return nil
 	}
-	who, err := s.whoAnswers()
+	who, err := s.whoAnswers(ctx)
 	if err != nil {
 		return errGone
 	}
@@ -97,8 +97,11 @@ func (s *Socket) Check() error {
 }
 
 // whoAnswers asks whoever listens at the path for a name.
-func (s *Socket) whoAnswers() (string, error) {
-	conn, err := net.DialTimeout("unix", s.path, time.Second)
+func (s *Socket) whoAnswers(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", s.path)
 	if err != nil {
 		return "", fmt.Errorf("nobody listens: %w", err)
 	}
@@ -108,11 +111,9 @@ func (s *Socket) whoAnswers() (string, error) {
 		return "", fmt.Errorf("asking who listens: %w", err)
 	}
 	defer func() { _ = client.Close() }()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
 	version, err := v1alpha1.NewCSIDriverProviderClient(client).Version(ctx, &v1alpha1.VersionRequest{Version: "v1alpha1"})
 	if err != nil {
-		return "somebody who does not tell a name", nil //nolint:nilerr // that somebody listens is the answer
+		return "somebody who does not tell a name", nil
 	}
 	return fmt.Sprintf("%.40q, version %.40q", version.GetRuntimeName(), version.GetRuntimeVersion()), nil
 }

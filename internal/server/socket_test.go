@@ -97,7 +97,7 @@ func TestBind(t *testing.T) {
 			if got := greeting(path); got != "ours" {
 				t.Errorf("at the path: %q", got)
 			}
-			if err := s.Check(); err != nil {
+			if err := s.Check(t.Context()); err != nil {
 				t.Errorf("Check: %v", err)
 			}
 			files, err := os.ReadDir(filepath.Dir(path))
@@ -169,12 +169,12 @@ func TestCheck(t *testing.T) {
 			s := server.NewSocket(path)
 			bind(t, s, "ours")
 			test.change(t, path)
-			if err := s.Check(); err == nil || err.Error() != strings.ReplaceAll(test.want, "PATH", path) {
+			if err := s.Check(t.Context()); err == nil || err.Error() != strings.ReplaceAll(test.want, "PATH", path) {
 				t.Errorf("Check: %v, want %s", err, test.want)
 			}
 			bind(t, s, "ours again")
-			if got := greeting(path); got != "ours again" || s.Check() != nil {
-				t.Errorf("bound again, at the path: %q; Check: %v", got, s.Check())
+			if got := greeting(path); got != "ours again" || s.Check(t.Context()) != nil {
+				t.Errorf("bound again, at the path: %q; Check: %v", got, s.Check(t.Context()))
 			}
 		})
 	}
