@@ -22,8 +22,9 @@ const (
 	// leaveAfter is how long Mounts under way at shutdown may take before they are answered with an error. They normally take
 	// milliseconds, and one that is answered well needs no second try.
 	leaveAfter = 20 * time.Second
-	// maxRequest bounds a Mount request, in bytes.
-	maxRequest = 4 << 20
+	// maxRequest bounds a Mount request, in bytes. It is far above what the API server stores: gRPC itself answers what is
+	// larger, with a code that is not final.
+	maxRequest = 16 << 20
 )
 
 // Config is what a Server works with. Every field must be set.

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// names are the texts that a pattern's first group matches, sorted.
+func names(pattern, text string) []string {
+	found := map[string]bool{}
+	for _, match := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+		found[match[1]] = true
+	}
+	return slices.Sorted(maps.Keys(found))
+}
+
+// The reference has a section for each command, with a row for each of its flags and for no other.
+func TestReferenceListsTheFlags(t *testing.T) {
+	for _, name := range []string{"serve", "leases"} {
+		_, section, _ := strings.Cut(read(t, "docs/reference.md"), "\n## leasehold "+name+"\n")
+		section, _, _ = strings.Cut(section, "\n## ")
+		usage, _ := command(t, name, "-h").CombinedOutput()
+		documented, defined := names("(?m)^\\| `--?([a-z-]+)` ", section), names(`(?m)^  -([a-z-]+)`, string(usage))
+		if !slices.Equal(documented, defined) || len(defined) == 0 {
+			t.Errorf("leasehold %s has the flags\n%v\nand the reference lists\n%v", name, defined, documented)
+		}
+	}
+}
+
+// The README shows the class that the end-to-end tests apply.
+func TestReadmeShowsTheExample(t *testing.T) {
+	_, block, _ := strings.Cut(read(t, "README.md"), "```yaml\n")
+	block, _, found := strings.Cut(block, "```")
+	if !found || !strings.Contains(read(t, "docs/examples/vault-db-creds.yaml"), block) {
+		t.Errorf("the README's class is not that of docs/examples/vault-db-creds.yaml:\n%s", block)
+	}
+}
