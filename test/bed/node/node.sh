@@ -12,8 +12,8 @@ mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/lock /run/leasehold /run/secrets-store-csi-providers
 chmod 700 /run/leasehold
 for folder in etc var/lib var/log; do
-	mkdir -p "/run/layer/$folder" "/run/work/$folder"
-	mount -t overlay overlay -o "lowerdir=/$folder,upperdir=/run/layer/$folder,workdir=/run/work/$folder" "/$folder"
+	mkdir -p "/run/layer/$folder" "/run/overlay/$folder"
+	mount -t overlay overlay -o "lowerdir=/$folder,upperdir=/run/layer/$folder,workdir=/run/overlay/$folder" "/$folder"
 done
 mkdir -p /var/lib/kubelet /etc/kubernetes
 mount --bind "$dir/kubelet" /var/lib/kubelet
