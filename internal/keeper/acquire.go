@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
@@ -21,6 +22,15 @@ var (
 	ErrNoToken = errors.New("kubelet sent no service account token")
 	errPanic   = errors.New("the provider failed; its log says where")
 )
+
+// tell posts an event when a volume that shows something could not be refreshed: the driver hides errors of republishes.
+func (k *Keeper) tell(req *spec.Request, failure error) {
+	grants, err := k.Store.OfVolume(req.Volume)
+	shows := slices.ContainsFunc(grants, func(g grant.Grant) bool { return g.State == grant.Active })
+	if err == nil && shows {
+		k.Event(req.Pod, "Warning", "RefreshFailed", fmt.Sprintf("volume %q keeps its content: %v", req.Volume.Volume, failure))
+	}
+}
 
 // flight is one piece of work for one volume, which every Mount of that volume meanwhile waits for.
 type flight struct {
@@ -44,8 +54,12 @@ func (k *Keeper) Acquire(ctx context.Context, req *spec.Request) ([]render.File,
 		}
 		select {
 		case <-f.done:
-			if f.digest == req.Spec.Digest {
-				return f.files, f.err
+			switch {
+			case f.digest != req.Spec.Digest: // somebody else's work; now ours
+			case f.err != nil:
+				return held.filesOr(f.err)
+			default:
+				return f.files, nil
 			}
 		case <-ctx.Done():
 			return held.filesOr(ErrWorking)
@@ -169,7 +183,9 @@ func (k *Keeper) mountGuarded(ctx context.Context, req *spec.Request) (files []r
 		}
 	}()
 	begin := time.Now()
-	files, err = k.mount(ctx, req)
+	if files, err = k.mount(ctx, req); err != nil {
+		k.tell(req, err)
+	}
 	k.Log.Debug("mount work done", "pod", req.Pod.Namespace+"/"+req.Pod.Name, "volume", req.Volume.Volume, "took", time.Since(begin), "ok", err == nil)
 	return files, err
 }

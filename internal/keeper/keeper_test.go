@@ -13,6 +13,7 @@ import (
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/keeper"
+	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
@@ -491,6 +492,40 @@ func TestOldContentOutlivesAFailedRefresh(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if !same(first, n.mount(req)) || !n.had("RefreshFailed") {
 			t.Error("a sealed Vault took the files away, or nobody was told")
+		}
+	})
+}
+
+func TestFullStoreLeavesMountedVolumesAlone(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.stop()
+		n.stateMax = 2 << 20
+		n.start()
+		n.vault.KV2("secret/data/large", map[string]any{"k": strings.Repeat("x", 3<<19)})
+		req := n.request("p", "k=secret/data/large#k")
+		first := n.mount(req)
+		if _, err := n.keeper.Acquire(t.Context(), n.request("q", wantCreds...)); !errors.Is(err, store.ErrFull) {
+			t.Errorf("got %v", err)
+		}
+		n.expect("refused before the login", 1, 0, 0)
+		time.Sleep(3 * time.Minute)
+		if !same(first, n.mount(req)) || !n.had("RefreshFailed") {
+			t.Error("a full store took the files away, or nobody was told")
+		}
+	})
+}
+
+func TestMistakeInAnEditedClassIsTold(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.mount(n.request("p", wantCreds...))
+		if _, err := n.keeper.Acquire(t.Context(), n.request("p", "x=nowhere#k")); err == nil {
+			t.Error("mounted what is not there")
+		}
+		if !n.had("RefreshFailed") {
+			t.Error("no event, and the driver hides the error")
+		}
+		if s := n.states(); !strings.Contains(s, "Active") {
+			t.Errorf("states %q: the mounted credentials are gone", s)
 		}
 	})
 }

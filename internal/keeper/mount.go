@@ -46,16 +46,7 @@ func (k *Keeper) mount(ctx context.Context, req *spec.Request) ([]render.File, e
 	if err == nil {
 		return files, k.activate(c)
 	}
-	if putErr := k.setBack(c, err); putErr != nil {
-		return nil, errors.Join(err, putErr)
-	}
-	if c.serving {
-		k.Event(req.Pod, "Warning", "RefreshFailed", fmt.Sprintf("volume %q keeps its content: %v", req.Volume.Volume, err))
-		if held, heldErr := k.held(req); heldErr == nil && held.files != nil {
-			return held.files, nil
-		}
-	}
-	return nil, err
+	return nil, errors.Join(err, k.setBack(c, err))
 }
 
 // fill logs in unless g has a token, reads what is due and renders. inDoubt is until when Vault may be working on a request
@@ -92,8 +83,6 @@ type claim struct {
 	grant grant.Grant
 	// busy is what the grant's BusyUntil must at least be when the work is over: requests of an earlier try may linger.
 	busy grant.Instant
-	// serving: the volume already shows something.
-	serving bool
 }
 
 // claim picks the grant to work with, or records a new one, and marks it busy. Whatever else the volume has that no Mount will
@@ -107,7 +96,6 @@ func (k *Keeper) claim(req *spec.Request) (c claim, err error) {
 			same := g.Digest == req.Spec.Digest
 			switch {
 			case g.State == grant.Active:
-				c.serving = true
 				if !same || !g.Readable(now) || g.TokenDue(now) {
 					continue
 				}

@@ -34,7 +34,9 @@ type node struct {
 	dir   string
 	vault *vaulttest.Vault
 	wire  http.RoundTripper
-	log   *bytes.Buffer
+	// stateMax is the store's content limit; zero for the default.
+	stateMax int64
+	log      *bytes.Buffer
 
 	mu     sync.Mutex
 	ended  map[string]bool // pod UIDs
@@ -72,7 +74,7 @@ func now() grant.Instant { return grant.Instant(time.Now().UnixNano()) }
 func (n *node) start() {
 	n.t.Helper()
 	var err error
-	n.store, err = store.Open(n.t.Context(), store.Config{Dir: n.dir, AllowDisk: true, Now: now})
+	n.store, err = store.Open(n.t.Context(), store.Config{Dir: n.dir, AllowDisk: true, MaxBytes: n.stateMax, Now: now})
 	if err != nil {
 		n.t.Fatal(err)
 	}
