@@ -2,6 +2,7 @@ package bed
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -131,13 +132,28 @@ type AuditEntry struct {
 	Accessor string
 }
 
-// AuditMark returns the present end of the audit log.
+// AuditMark returns the end of the audit log's last whole line: Vault may be writing another.
 func (b *Bed) AuditMark() (AuditMark, error) {
-	info, err := os.Stat(b.state.Vault.AuditLog)
+	file, err := os.Open(b.state.Vault.AuditLog)
 	if err != nil {
 		return 0, fmt.Errorf("reading the audit log: %w", err)
 	}
-	return AuditMark(info.Size()), nil
+	defer func() { _ = file.Close() }()
+	end, err := file.Seek(0, io.SeekEnd)
+	for err == nil && end > 0 {
+		start := max(0, end-64<<10)
+		block := make([]byte, end-start)
+		if _, err = file.ReadAt(block, start); err == nil {
+			if i := bytes.LastIndexByte(block, '\n'); i >= 0 {
+				return AuditMark(start + int64(i) + 1), nil
+			}
+			end = start
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf("reading the audit log: %w", err)
+	}
+	return 0, nil
 }
 
 // AuditSince returns the requests answered after mark, oldest first, without those made with the root token, which are
