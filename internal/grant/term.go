@@ -95,7 +95,7 @@ func (t Term) Lost(now Instant) Term {
 // Due reports whether a republish at now should replace it: nothing lengthens it any more, and what is left is about what a
 // republish needs. Of a short life at least half is used.
 func (t Term) Due(now Instant) bool {
-	if t.TTL == 0 || t.Extends() {
+	if t.TTL == 0 || t.Extends() && t.Left(now) > 0 { // what ran out in an outage is renewed by nobody
 		return false
 	}
 	room := max(t.Full/3, min(republishRoom, t.Full/2))

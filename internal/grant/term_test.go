@@ -126,8 +126,8 @@ func TestDue(t *testing.T) {
 		if ending.Due(at-1) || !ending.Due(at) {
 			t.Errorf("%s: due before %s: %t, then: %t", test.name, test.at, ending.Due(at-1), ending.Due(at))
 		}
-		if renewable.Due(at.Add(test.life)) {
-			t.Errorf("%s: due although a renewal lengthens it", test.name)
+		if end := boot.Add(test.life); renewable.Due(at) || renewable.Due(end-1) || !renewable.Due(end) {
+			t.Errorf("%s: due although a renewal lengthens it, or not when it ran out without one", test.name)
 		}
 	}
 	if grant.NewTerm(boot, 0, false).Due(boot.Add(1000 * time.Hour)) {

@@ -547,6 +547,22 @@ func TestOutageOfVaultIsSurvived(t *testing.T) {
 	})
 }
 
+func TestOutageLongerThanALifeIsHealed(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		req := n.request("p", wantCreds...)
+		n.mount(req)
+		n.vault.Sealed(true)
+		time.Sleep(2 * time.Hour)
+		n.vault.Sealed(false)
+		if !n.lives(n.mount(req)[0]) {
+			t.Error("the volume shows credentials that died in the outage")
+		}
+		n.end("p")
+		time.Sleep(2 * time.Minute)
+		n.expect("pod ended", 0, 0, 0)
+	})
+}
+
 func TestRevocationWaitsForTheBackEnd(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		n.mount(n.request("p", wantCreds...))
