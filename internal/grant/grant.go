@@ -64,6 +64,14 @@ type Grant struct {
 	FolderSeen bool
 	// Grace is the pod's termination grace period as last seen; zero when never seen.
 	Grace time.Duration
+	// Gap is the longest time seen between a change of the volume's files and the republish after it; zero before one was seen.
+	Gap time.Duration
+	// Unanswered: no answer with the volume's files was handed out yet.
+	Unanswered bool
+	// Expire says why the pod's end revokes nothing, so that all runs out by itself; empty when it does revoke.
+	Expire string
+	// SyncAsked: whether its leased objects are copied into Secrets was asked; Expire holds the answer.
+	SyncAsked bool
 	// Cause says in a few words why the grant is being revoked.
 	Cause string
 	// Failures counts tries to renew or revoke since the last success; it sets the pace of the next.
@@ -79,6 +87,8 @@ type Lease struct {
 	Term Term
 	// Superseded leases are no longer renewed: a newer answer of the same read took their place.
 	Superseded bool
+	// Warned are the warnings that were given about it.
+	Warned []Warning
 }
 
 // Answer is one reply of Vault, kept so that a republish needs no Vault.
@@ -104,6 +114,8 @@ type Verdict struct {
 	Grace time.Duration
 	// Check is how soon to ask again even when nothing wakes; zero when a change of the pod will wake.
 	Check time.Duration
+	// Announced: the watch told of the end; it was not only concluded from the pod's absence.
+	Announced bool
 	// Warning is the text of an event that is due on the pod; empty for none.
 	Warning string
 }

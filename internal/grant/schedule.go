@@ -1,7 +1,10 @@
 package grant
 
 import (
+	"cmp"
 	"hash/fnv"
+	"math"
+	"slices"
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/spec"
@@ -45,13 +48,13 @@ func (g *Grant) Lease(r spec.Read) *Lease {
 }
 
 // TokenDue reports whether a republish at now needs a new login: leases hang on the token and nothing lengthens it any more.
-func (g *Grant) TokenDue(now Instant) bool { return g.Leased(now) && g.Login.Due(now) }
+func (g *Grant) TokenDue(now Instant) bool { return g.Leased(now) && g.Login.Due(now, g.Gap) }
 
 // AnswerDue reports whether a republish at now should read the answer again.
 func (g *Grant) AnswerDue(a Answer, now Instant) bool {
 	if a.Leased {
 		l := g.Lease(a.Read)
-		return l == nil || l.Term.Due(now)
+		return l == nil || l.Term.Due(now, g.Gap)
 	}
 	return a.RefreshAt != 0 && now >= a.RefreshAt
 }
@@ -78,17 +81,104 @@ func (g *Grant) Jitter() float64 {
 	return float64(h.Sum32()) / (1 << 32)
 }
 
-// NextRenewal is when the token or a lease should be renewed next; zero when nothing is to be renewed. A grant without
-// leases is not: its token lapses, and a later refresh logs in again.
-func (g *Grant) NextRenewal(now Instant) Instant {
+// NextLook is when something is due that no other event brings about: a renewal of the token or of a lease, or the moment at
+// which a replacement is late. Zero for never. A grant without leases is not renewed: its token lapses, and a later refresh
+// logs in again.
+func (g *Grant) NextLook(now Instant) Instant {
 	if g.State != Active || !g.Leased(now) {
 		return 0
 	}
-	next := g.Login.RenewAt(g.Jitter())
+	next := Earliest(g.Login.RenewAt(g.Jitter()), after(now, g.Login.LateAt(g.Gap)))
 	for _, l := range g.Leases {
 		if !l.Superseded {
-			next = Earliest(next, l.Term.RenewAt(g.Jitter()))
+			next = Earliest(next, l.Term.RenewAt(g.Jitter()), after(now, l.Term.LateAt(g.Gap)))
 		}
 	}
 	return next
+}
+
+// after returns i when it lies ahead; zero otherwise.
+func after(now, i Instant) Instant {
+	if i <= now {
+		return 0
+	}
+	return i
+}
+
+// Renewals are the leases that are due for a renewal at now, least time left first.
+func (g *Grant) Renewals(now Instant) []Lease {
+	var due []Lease
+	for _, l := range g.Leases {
+		if at := l.Term.RenewAt(g.Jitter()); !l.Superseded && at != 0 && at <= now {
+			due = append(due, l)
+		}
+	}
+	slices.SortStableFunc(due, func(a, b Lease) int { return cmp.Compare(a.Term.Expiry(), b.Term.Expiry()) })
+	return due
+}
+
+// TokenRenewal reports whether the token is due for a renewal at now.
+func (g *Grant) TokenRenewal(now Instant) bool {
+	at := g.Login.RenewAt(g.Jitter())
+	return at != 0 && at <= now && g.Leased(now)
+}
+
+// Lapse is when the first of what the volume shows runs out unless it is renewed or replaced; it says how urgent a look at
+// the grant is. The largest Instant when nothing can.
+func (g *Grant) Lapse(now Instant) Instant {
+	lapse := Instant(math.MaxInt64)
+	if g.State != Active || !g.Leased(now) {
+		return lapse
+	}
+	for _, l := range g.Leases {
+		if !l.Superseded && l.Term.Left(now) > 0 {
+			lapse = min(lapse, now.Add(g.LeaseLeft(l, now)))
+		}
+	}
+	return lapse
+}
+
+// LeaseLeft is what is left of a lease at now: it ends with its token at the latest.
+func (g *Grant) LeaseLeft(l Lease, now Instant) time.Duration {
+	return min(l.Term.Left(now), g.Login.Left(now))
+}
+
+// Warning says what is wrong with how long a lease lives.
+type Warning string
+
+// The warnings that people are given about a lease, each once.
+const (
+	// BelowFloor: it lives shorter than republishes need, so that the volume can show something dead for a while.
+	BelowFloor Warning = "BelowFloor"
+	// Late: nobody asked to replace it although that is due.
+	Late Warning = "Late"
+	// Frozen: a container mounts the file by subPath, and will never see what replaces it.
+	Frozen Warning = "Frozen"
+)
+
+// Warnings are those that a lease calls for at now and that were not given yet. asked is when a Mount last asked for the
+// volume's files; frozen says that a container mounts them by subPath.
+func (g *Grant) Warnings(l Lease, now, asked Instant, frozen bool) []Warning {
+	if g.State != Active || l.Superseded || g.LeaseLeft(l, now) == 0 {
+		return nil
+	}
+	ends := l.Term
+	if !g.Login.Extends() && g.Login.Left(now) < l.Term.Left(now) {
+		ends = g.Login
+	}
+	if ends.TTL == 0 || ends.Extends() {
+		return nil
+	}
+	var warnings []Warning
+	warn := func(w Warning, called bool) {
+		if called && !slices.Contains(l.Warned, w) {
+			warnings = append(warnings, w)
+		}
+	}
+	span := ends.Span()
+	warn(BelowFloor, span != 0 && span < Floor(g.Gap))
+	late := ends.LateAt(g.Gap)
+	warn(Late, now >= late && asked < late.Add(-ends.room(g.Gap)/2))
+	warn(Frozen, frozen)
+	return warnings
 }

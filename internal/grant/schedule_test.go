@@ -24,12 +24,13 @@ func leased() *grant.Grant {
 	}
 }
 
-func TestNextRenewal(t *testing.T) {
+func TestNextLook(t *testing.T) {
 	j := leased().Jitter()
 	if j < 0 || j >= 1 {
 		t.Fatalf("jitter %f", j)
 	}
 	at := func(ttl time.Duration) grant.Instant { return grant.NewTerm(boot, ttl, true).RenewAt(j) }
+	late := grant.NewTerm(boot, 10*time.Minute, false).LateAt(0)
 	tests := []struct {
 		name   string
 		change func(*grant.Grant)
@@ -38,10 +39,11 @@ func TestNextRenewal(t *testing.T) {
 		{"the lease first", func(*grant.Grant) {}, at(10 * time.Minute)},
 		{"the token first", func(g *grant.Grant) { g.Login = grant.NewTerm(boot, time.Minute, true) }, at(time.Minute)},
 		{"superseded leases are not", func(g *grant.Grant) { g.Leases[0].Superseded = true }, at(time.Hour)},
-		{"a lease that is not renewable keeps the token", func(g *grant.Grant) { g.Leases[0].Term.Renewable = false }, at(time.Hour)},
+		{"a lease that is not renewable, when its replacement is late", func(g *grant.Grant) { g.Leases[0].Term.Renewable = false }, late},
+		{"a late replacement is looked for once", func(g *grant.Grant) { g.Leases[0].Term = grant.NewTerm(boot, 3*s/2, false) }, at(time.Hour)},
 		{"nothing leased", func(g *grant.Grant) { g.Leases = nil }, 0},
 		{"lease ran out", func(g *grant.Grant) { g.Leases[0].Term = grant.NewTerm(0, s, true) }, 0},
-		{"nothing to lengthen", func(g *grant.Grant) { g.Login.Renewable, g.Leases[0].Term.Final = false, true }, 0},
+		{"nothing to lengthen", func(g *grant.Grant) { g.Login.Renewable, g.Leases[0].Term.Final = false, true }, late},
 		{"pending", func(g *grant.Grant) { g.State = grant.Pending }, 0},
 		{"partial", func(g *grant.Grant) { g.State = grant.Partial }, 0},
 		{"superseded", func(g *grant.Grant) { g.State = grant.Superseded }, 0},
@@ -50,7 +52,7 @@ func TestNextRenewal(t *testing.T) {
 	for _, test := range tests {
 		g := leased()
 		test.change(g)
-		if got := g.NextRenewal(boot.Add(s)); got != test.want {
+		if got := g.NextLook(boot.Add(s)); got != test.want {
 			t.Errorf("%s: %s after boot, want %s", test.name, got.Sub(boot), test.want.Sub(boot))
 		}
 	}
@@ -171,5 +173,77 @@ func TestBusyAndLeased(t *testing.T) {
 	}
 	if end := boot.Add(10 * time.Minute); !g.Leased(end-1) || g.Leased(end) {
 		t.Error("leased until exactly the lease's end")
+	}
+}
+
+func TestRenewalsLeastTimeLeftFirst(t *testing.T) {
+	g := leased()
+	g.Leases = []grant.Lease{
+		{ID: secret.New("later"), Term: grant.NewTerm(boot, 20*time.Minute, true)},
+		{ID: secret.New("replaced"), Term: grant.NewTerm(boot, time.Minute, true), Superseded: true},
+		{ID: secret.New("soon"), Term: grant.NewTerm(boot, 10*time.Minute, true)},
+		{ID: secret.New("not yet"), Term: grant.NewTerm(boot, time.Hour, true)},
+		{ID: secret.New("final"), Term: grant.NewTerm(boot, time.Minute, false)},
+	}
+	var got []string
+	for _, l := range g.Renewals(boot.Add(7 * time.Minute)) {
+		got = append(got, l.ID.Reveal())
+	}
+	if want := []string{"soon", "later"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	const hour = time.Hour
+	ending := func(life time.Duration) func(*grant.Grant) {
+		return func(g *grant.Grant) { g.Leases[0].Term = grant.NewTerm(boot, life, false) }
+	}
+	tests := []struct {
+		name   string
+		change func(*grant.Grant)
+		at     time.Duration
+		asked  time.Duration // when a Mount came last
+		frozen bool
+		want   []grant.Warning
+	}{
+		{"renewable", func(*grant.Grant) {}, 9 * time.Minute, 0, true, nil},
+		{"long enough, and asked for", ending(hour / 2), 25 * time.Minute, 22 * time.Minute, false, nil},
+		{"not asked for since it was due", ending(hour / 2), 25 * time.Minute, 19 * time.Minute, false, []grant.Warning{grant.Late}},
+		{"due, and not late yet", ending(hour / 2), 24 * time.Minute, 0, false, nil},
+		{"below the floor", ending(6 * time.Minute), 0, 0, false, []grant.Warning{grant.BelowFloor}},
+		{"at the floor", ending(7 * time.Minute), 0, 0, false, nil},
+		{"a floor of fast republishes", func(g *grant.Grant) { ending(6 * time.Minute)(g); g.Gap = 30 * s }, 0, 0, false, nil},
+		{"told already", func(g *grant.Grant) {
+			ending(6 * time.Minute)(g)
+			g.Leases[0].Warned = []grant.Warning{grant.BelowFloor}
+		}, 0, 0, false, nil},
+		{"mounted by subPath", ending(hour / 2), 0, 0, true, []grant.Warning{grant.Frozen}},
+		{"its token ends first", func(g *grant.Grant) { g.Login = grant.NewTerm(boot, 5*time.Minute, false) }, 0, 0, false, []grant.Warning{grant.BelowFloor}},
+		{"superseded", func(g *grant.Grant) { ending(s)(g); g.Leases[0].Superseded = true }, 0, 0, true, nil},
+		{"over", ending(6 * time.Minute), 6 * time.Minute, 0, true, nil},
+		{"superseded grant", func(g *grant.Grant) { ending(6 * time.Minute)(g); g.State = grant.Superseded }, 0, 0, true, nil},
+	}
+	for _, test := range tests {
+		g := leased()
+		test.change(g)
+		if got := g.Warnings(g.Leases[0], boot.Add(test.at), boot.Add(test.asked), test.frozen); !slices.Equal(got, test.want) {
+			t.Errorf("%s: %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
+func TestLapse(t *testing.T) {
+	g := leased()
+	if got := g.Lapse(boot); got != boot.Add(10*time.Minute) {
+		t.Errorf("%s after boot, want the lease's end", got.Sub(boot))
+	}
+	g.Login = grant.NewTerm(boot, time.Minute, true)
+	if got := g.Lapse(boot); got != boot.Add(time.Minute) {
+		t.Errorf("%s after boot, want the token's end", got.Sub(boot))
+	}
+	g.State = grant.Revoking
+	if got := g.Lapse(boot); got < boot.Add(1000*time.Hour) {
+		t.Error("what is to be revoked is urgent")
 	}
 }

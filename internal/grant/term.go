@@ -5,14 +5,23 @@ import "time"
 const (
 	// renewEvery is the longest pause between two renewals, so that a revocation by somebody else is noticed.
 	renewEvery = 10 * time.Minute
-	// republishRoom is what a replacement needs at the driver's and kubelet's default pace: one rotation poll interval (2 m)
-	// and one republish (up to 90 s), with a margin.
-	republishRoom = 4 * time.Minute
+	// usualGap is the longest time between a change of the files and the next republish at the driver's and kubelet's default
+	// pace: one rotation poll interval (2 m) and one republish (up to 90 s). It stands in until a gap was seen.
+	usualGap = 3*time.Minute + 30*time.Second
+	// gapMargin is added to a gap for the republish to do its work in.
+	gapMargin = 30 * time.Second
+	// One try to renew may take what two failed ones leave time for, within these bounds.
+	shortestTry, longestTry = 2 * time.Second, 30 * time.Second
 )
+
+// RequestTimeout bounds each revocation, and each renewal of what lives long.
+const RequestTimeout = longestTry
 
 // Term is the life of a token or a lease as Vault last stated it. Vault states lives as seconds from now; they are kept as
 // the instant at which the request was sent and the seconds, so that the end is never reckoned too late.
 type Term struct {
+	// Issued is when the token or lease was first asked for; zero when the record is older than this field.
+	Issued Instant
 	// From is when the request was sent whose reply stated TTL.
 	From Instant
 	// TTL is the stated life; zero for a life without end.
@@ -29,7 +38,7 @@ type Term struct {
 
 // NewTerm is the life stated by the reply to a request sent at from.
 func NewTerm(from Instant, ttl time.Duration, renewable bool) Term {
-	return Term{From: from, TTL: ttl, Full: ttl, Limit: from.Add(ttl), Renewable: renewable}
+	return Term{Issued: from, From: from, TTL: ttl, Full: ttl, Limit: from.Add(ttl), Renewable: renewable}
 }
 
 // Expiry is when it ends; zero when it has no end.
@@ -48,6 +57,14 @@ func (t Term) Left(now Instant) time.Duration {
 	return max(0, t.Expiry().Sub(now))
 }
 
+// Span is its whole life, from the first request to its end; zero when it has no end, or a beginning that is not known.
+func (t Term) Span() time.Duration {
+	if t.TTL == 0 || t.Issued == 0 {
+		return 0
+	}
+	return t.Expiry().Sub(t.Issued)
+}
+
 // Over reports whether it ended for certain: every renewal that may have reached Vault is reckoned with.
 func (t Term) Over(now Instant) bool { return t.TTL != 0 && now >= t.Limit }
 
@@ -62,6 +79,11 @@ func (t Term) RenewAt(jitter float64) Instant {
 	}
 	pause := min(t.TTL/3, renewEvery)
 	return t.From.Add(pause - time.Duration(jitter*float64(pause)/10))
+}
+
+// TryTime is how long one try to renew may take at now: a third of what is left, so that a second and a third still fit.
+func (t Term) TryTime(now Instant) time.Duration {
+	return min(max(t.Left(now)/3, shortestTry), longestTry)
 }
 
 // Asking notes, before a renewal is sent at now, how far it may lengthen the life even if its reply is lost.
@@ -79,7 +101,8 @@ func (t Term) Renewed(from Instant, ttl, asked time.Duration, renewable bool) Te
 		asked = t.Full
 	}
 	next := NewTerm(from, max(ttl, 1), renewable) // 0 is the rest of the last second here, not a life without end
-	const rounding = 2 * time.Second              // Vault states whole seconds
+	next.Issued = t.Issued
+	const rounding = 2 * time.Second // Vault states whole seconds
 	cut := ttl+rounding < asked
 	if cut && next.Expiry() >= t.Expiry().Add(-rounding) {
 		next.Final, next.Full = true, t.Full
@@ -89,15 +112,39 @@ func (t Term) Renewed(from Instant, ttl, asked time.Duration, renewable bool) Te
 
 // Lost is the life of something that Vault no longer knows.
 func (t Term) Lost(now Instant) Term {
-	return Term{From: now, TTL: 1, Full: t.Full, Limit: now.Add(1), Final: true}
+	return Term{Issued: t.Issued, From: now, TTL: 1, Full: t.Full, Limit: now.Add(1), Final: true}
 }
 
 // Due reports whether a republish at now should replace it: nothing lengthens it any more, and what is left is about what a
-// republish needs. Of a short life at least half is used.
-func (t Term) Due(now Instant) bool {
+// republish needs. gap is the longest seen between a change of the files and the republish after it; zero before one was seen.
+func (t Term) Due(now Instant, gap time.Duration) bool {
 	if t.TTL == 0 || t.Extends() && t.Left(now) > 0 { // what ran out in an outage is renewed by nobody
 		return false
 	}
-	room := max(t.Full/3, min(republishRoom, t.Full/2))
-	return t.Left(now) <= room
+	return t.Left(now) <= t.room(gap)
+}
+
+// LateAt is when a replacement that is due and did not come is late: half of its room is gone. Zero when nothing is due.
+func (t Term) LateAt(gap time.Duration) Instant {
+	if t.TTL == 0 || t.Extends() {
+		return 0
+	}
+	return t.Expiry().Add(-t.room(gap) / 2)
+}
+
+// room is how long before its end a replacement is sought: at least a third of its life, and time for one republish, but of a
+// short life at least half is used.
+func (t Term) room(gap time.Duration) time.Duration {
+	return max(t.Full/3, min(known(gap)+gapMargin, t.Full/2))
+}
+
+// Floor is the shortest maximum life that can be replaced without a lapse when republishes come as far apart as gap. A zero gap
+// is that of the driver's and kubelet's default pace.
+func Floor(gap time.Duration) time.Duration { return 2 * known(gap) }
+
+func known(gap time.Duration) time.Duration {
+	if gap == 0 {
+		return usualGap
+	}
+	return gap
 }

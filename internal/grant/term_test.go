@@ -123,14 +123,14 @@ func TestDue(t *testing.T) {
 	for _, test := range tests {
 		renewable, ending := grant.NewTerm(boot, test.life, true), grant.NewTerm(boot, test.life, false)
 		at := boot.Add(test.at)
-		if ending.Due(at-1) || !ending.Due(at) {
-			t.Errorf("%s: due before %s: %t, then: %t", test.name, test.at, ending.Due(at-1), ending.Due(at))
+		if ending.Due(at-1, 0) || !ending.Due(at, 0) {
+			t.Errorf("%s: due before %s: %t, then: %t", test.name, test.at, ending.Due(at-1, 0), ending.Due(at, 0))
 		}
-		if end := boot.Add(test.life); renewable.Due(at) || renewable.Due(end-1) || !renewable.Due(end) {
+		if end := boot.Add(test.life); renewable.Due(at, 0) || renewable.Due(end-1, 0) || !renewable.Due(end, 0) {
 			t.Errorf("%s: due although a renewal lengthens it, or not when it ran out without one", test.name)
 		}
 	}
-	if grant.NewTerm(boot, 0, false).Due(boot.Add(1000 * time.Hour)) {
+	if grant.NewTerm(boot, 0, false).Due(boot.Add(1000*time.Hour), 0) {
 		t.Error("a life without end is due")
 	}
 }
@@ -182,8 +182,8 @@ func TestAskingLessThanTheRoleGives(t *testing.T) {
 func TestLostIsDueAndStaysLost(t *testing.T) {
 	now := boot.Add(s)
 	term := grant.NewTerm(boot, time.Hour, true).Lost(now)
-	if !term.Due(now) || term.Extends() || term.RenewAt(0) != 0 {
-		t.Errorf("due %t, extends %t, renew at %d", term.Due(now), term.Extends(), term.RenewAt(0))
+	if !term.Due(now, 0) || term.Extends() || term.RenewAt(0) != 0 {
+		t.Errorf("due %t, extends %t, renew at %d", term.Due(now, 0), term.Extends(), term.RenewAt(0))
 	}
 }
 
@@ -247,13 +247,42 @@ func properties(t *testing.T, term grant.Term, jitter float64, now grant.Instant
 	if term.Left(now) < 0 || term.Left(then) > term.Left(now) {
 		t.Errorf("%+v has %s left, and %s later %s", term, term.Left(now), later, term.Left(then))
 	}
-	if term.Due(now) && !term.Due(then) {
+	if term.Due(now, 0) && !term.Due(then, 0) {
 		t.Errorf("%+v was due and is no more %s later", term, later)
 	}
 	if term.Over(now) && (!term.Over(then) || term.Left(now) != 0) {
 		t.Errorf("%+v was over with %s left, and %s later: %t", term, term.Left(now), later, term.Over(then))
 	}
-	if term.Due(now) && term.Extends() {
+	if term.Due(now, 0) && term.Extends() {
 		t.Errorf("%+v is due although a renewal lengthens it", term)
+	}
+}
+
+// TestDueWithAGap: republishes that were seen far apart are given more room, up to half of the life.
+func TestDueWithAGap(t *testing.T) {
+	for _, test := range []struct{ life, gap, at time.Duration }{
+		{10 * time.Minute, 10 * s, 10*time.Minute - 200*s},
+		{10 * time.Minute, 4 * time.Minute, 10*time.Minute - 270*s},
+		{10 * time.Minute, time.Hour, 5 * time.Minute},
+	} {
+		term := grant.NewTerm(boot, test.life, false)
+		if at := boot.Add(test.at); term.Due(at-1, test.gap) || !term.Due(at, test.gap) {
+			t.Errorf("a life of %s at a gap of %s: not due from %s on", test.life, test.gap, test.at)
+		}
+	}
+}
+
+// TestTwoFailedTriesLeaveTimeForAThird counts with tries that use up all of their time, and the pauses between.
+func TestTwoFailedTriesLeaveTimeForAThird(t *testing.T) {
+	for life := 20 * s; life < 1000*time.Hour; life += life / 7 {
+		term := grant.NewTerm(boot, life, true)
+		at := term.RenewAt(0)
+		for range 2 {
+			at = at.Add(term.TryTime(at))
+			at = at.Add(min(term.Left(at)/4, 3*s))
+		}
+		if left := term.Left(at); left < term.TryTime(at) {
+			t.Errorf("a life of %s has %s left for the third try", life, left)
+		}
 	}
 }

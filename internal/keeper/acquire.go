@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/render"
 	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/store"
 )
 
 // Errors of Acquire that are neither Vault's nor the request's fault.
@@ -20,6 +22,8 @@ var (
 	ErrLeaving = errors.New("the provider is being restarted; the next try reaches the new one")
 	// ErrNoToken: a login is needed and kubelet sent no service account token.
 	ErrNoToken = errors.New("kubelet sent no service account token")
+	// ErrCrowded: the pod's namespace, or the node, has its full share of mounts that wait for Vault.
+	ErrCrowded = errors.New("too many mounts of this namespace or node wait for Vault already; it is tried again")
 	errPanic   = errors.New("the provider failed; its log says where")
 )
 
@@ -37,36 +41,93 @@ type flight struct {
 	digest string
 	done   chan struct{}
 	files  []render.File
+	grant  grant.Grant
 	err    error
 }
+
+// Mounts that wait for Vault at a time: on the node, and of one namespace, whose Vault may never answer.
+const (
+	maxFlights          = 256
+	maxNamespaceFlights = 64
+)
 
 // Acquire answers the files that req asks for: from the store when nothing is due, else with Vault's help. The work goes on
 // when ctx ends first, because an aborted login or read can leave tokens and credentials that nobody knows.
 func (k *Keeper) Acquire(ctx context.Context, req *spec.Request) ([]render.File, error) {
-	for {
+	for asked := false; ; asked = true {
 		held, err := k.held(req)
-		if err != nil || held.fresh {
-			return held.files, err
+		if err != nil {
+			return nil, err
 		}
-		f, err := k.join(ctx, req)
+		if held.files != nil && !asked {
+			k.noteGap(held.grant, k.volumes.ask(req.Volume, k.Now()))
+		}
+		if held.fresh {
+			return held.files, k.answered(ctx, held.grant)
+		}
+		f, crowded, err := k.join(ctx, req)
 		if err != nil {
 			return held.filesOr(err)
 		}
+		var done <-chan struct{} = crowded
+		if f != nil {
+			done = f.done
+		}
 		select {
-		case <-f.done:
+		case <-done:
 			switch {
-			case f.digest != req.Spec.Digest: // somebody else's work; now ours
+			case f == nil, f.digest != req.Spec.Digest: // somebody else's work; now ours
 			case f.err != nil:
 				return held.filesOr(f.err)
 			default:
-				return f.files, nil
+				if !slices.EqualFunc(held.files, f.files, sameFile) {
+					k.volumes.change(req.Volume, k.Now())
+				}
+				return f.files, k.answered(ctx, f.grant)
 			}
 		case <-ctx.Done():
+			if f == nil {
+				return held.filesOr(ErrCrowded)
+			}
 			return held.filesOr(ErrWorking)
 		case <-k.leaving:
 			return held.filesOr(ErrLeaving)
 		}
 	}
+}
+
+func sameFile(a, b render.File) bool {
+	return a.Path == b.Path && a.Mode == b.Mode && bytes.Equal(a.Contents, b.Contents)
+}
+
+// noteGap keeps the longest time between a change of a volume's files and the Mount after it: replacements are sought that much
+// earlier.
+func (k *Keeper) noteGap(g grant.Grant, gap time.Duration) {
+	if gap <= g.Gap {
+		return
+	}
+	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Gap = max(g.Gap, gap); return nil })
+	if err != nil {
+		k.Log.Warn("keeping the pace of republishes", "grant", g.ID, "err", err)
+	}
+}
+
+// answered notes that the volume's files are handed out. When a container was started before, the driver published the volume
+// without them: it takes a mount whose answer never arrived for done (facts of driver v1.6.0: a retry within the rotation poll
+// interval returns success without asking the provider).
+func (k *Keeper) answered(ctx context.Context, g grant.Grant) error {
+	if !g.Unanswered || ctx.Err() != nil {
+		return nil
+	}
+	if k.Started(g.Pod.UID) {
+		k.Event(g.Pod, "Warning", "StartedEmpty", fmt.Sprintf("volume %q: a container was started before the volume's files were first handed to the CSI driver, so it may see an empty folder: restart the pod if it misses its secrets",
+			g.Volume.Volume))
+	}
+	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Unanswered = false; return nil })
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("recording the answer: %w", err)
+	}
+	return nil
 }
 
 // Leave has every waiting Mount answered now. Their requests under way come to their end; no more are begun.
@@ -91,6 +152,7 @@ func (k *Keeper) Drain(ctx context.Context) error {
 // holding is what the store can answer.
 type holding struct {
 	files []render.File
+	grant grant.Grant
 	// fresh: nothing of it is due.
 	fresh bool
 }
@@ -121,7 +183,7 @@ func (k *Keeper) held(req *spec.Request) (holding, error) {
 		return holding{}, nil //nolint:nilerr // content is droppable: what does not render is read again
 	}
 	now := k.Now()
-	return holding{files: files, fresh: !g.TokenDue(now) && len(due(g, req.Spec.Objects, answers, now)) == 0}, nil
+	return holding{files: files, grant: *g, fresh: !g.TokenDue(now) && len(due(g, req.Spec.Objects, answers, now)) == 0}, nil
 }
 
 // serving is the grant whose answers the volume shows, when it was made for the same wish.
@@ -150,42 +212,53 @@ func due(g *grant.Grant, objects []spec.Object, answers map[spec.Read]grant.Answ
 	return reads
 }
 
-// join returns the volume's flight, beginning one when there is none.
-func (k *Keeper) join(ctx context.Context, req *spec.Request) (*flight, error) {
-	k.mounts.Lock()
-	defer k.mounts.Unlock()
-	if f, ok := k.mounts.underway[req.Volume]; ok {
-		return f, nil
+// join returns the volume's flight, beginning one when there is none; or, when too many are under way, what is closed when one of
+// them ends.
+func (k *Keeper) join(ctx context.Context, req *spec.Request) (f *flight, crowded <-chan struct{}, err error) {
+	m, namespace := &k.mounts, req.Pod.Namespace
+	m.Lock()
+	defer m.Unlock()
+	if f, ok := m.underway[req.Volume]; ok {
+		return f, nil, nil
 	}
-	if k.mounts.closed {
-		return nil, ErrLeaving
+	if m.closed {
+		return nil, nil, ErrLeaving
 	}
-	f := &flight{digest: req.Spec.Digest, done: make(chan struct{})}
-	k.mounts.underway[req.Volume] = f
-	k.mounts.running.Go(func() {
+	if len(m.underway) >= maxFlights || m.namespace[namespace] >= maxNamespaceFlights {
+		return nil, m.ended, nil
+	}
+	f = &flight{digest: req.Spec.Digest, done: make(chan struct{})}
+	m.underway[req.Volume] = f
+	m.namespace[namespace]++
+	m.running.Go(func() {
 		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), beginWithin)
 		defer cancel()
-		f.files, f.err = k.mountGuarded(work, req)
-		k.mounts.Lock()
-		delete(k.mounts.underway, req.Volume)
-		k.mounts.Unlock()
+		k.mountGuarded(work, req, f)
+		m.Lock()
+		delete(m.underway, req.Volume)
+		if m.namespace[namespace]--; m.namespace[namespace] == 0 {
+			delete(m.namespace, namespace)
+		}
+		close(m.ended)
+		m.ended = make(chan struct{})
+		m.Unlock()
 		close(f.done)
 		k.Wake(req.Volume.PodUID)
 	})
-	return f, nil
+	return f, nil, nil
 }
 
-func (k *Keeper) mountGuarded(ctx context.Context, req *spec.Request) (files []render.File, err error) {
+// mountGuarded is mount with a panic turned into an error.
+func (k *Keeper) mountGuarded(ctx context.Context, req *spec.Request, f *flight) {
 	defer func() {
 		if p := recover(); p != nil {
 			k.Log.Error("panic during a mount", "pod", req.Pod.Namespace+"/"+req.Pod.Name, "panic", fmt.Sprintf("%T", p))
-			files, err = nil, errPanic
+			f.files, f.err = nil, errPanic
 		}
 	}()
 	begin := time.Now()
-	if files, err = k.mount(ctx, req); err != nil {
-		k.tell(req, err)
+	if f.files, f.grant, f.err = k.mount(ctx, req); f.err != nil {
+		k.tell(req, f.err)
 	}
-	k.Log.Debug("mount work done", "pod", req.Pod.Namespace+"/"+req.Pod.Name, "volume", req.Volume.Volume, "took", time.Since(begin), "ok", err == nil)
-	return files, err
+	k.Log.Debug("mount work done", "pod", req.Pod.Namespace+"/"+req.Pod.Name, "volume", req.Volume.Volume, "took", time.Since(begin), "ok", f.err == nil)
 }

@@ -37,14 +37,20 @@ import (
 // DefaultOrphanTTL bounds how long a token outlives a node that nobody renews for any more.
 const DefaultOrphanTTL = time.Hour
 
+// RevokeMode is what becomes of leases that are to be given back.
+type RevokeMode string
+
+// The modes: the brake of a whole node.
 const (
-	// syncers is how many grants are looked at concurrently.
-	syncers = 8
-	// requestTimeout bounds each renewal and revocation.
-	requestTimeout = 30 * time.Second
+	// RevokeOn gives them back; the zero value means the same.
+	RevokeOn RevokeMode = "on"
+	// RevokeLog lets them run out and logs what would have been revoked.
+	RevokeLog RevokeMode = "log"
+	// RevokeOff lets them run out.
+	RevokeOff RevokeMode = "off"
 )
 
-// Config is what a Keeper works with. Every field but OrphanTTL must be set.
+// Config is what a Keeper works with. The fields up to Log must be set.
 type Config struct {
 	Store  *store.Store
 	Vaults *vault.Pool
@@ -54,22 +60,37 @@ type Config struct {
 	Event func(pod spec.Pod, eventtype, reason, message string)
 	// Now reads CLOCK_BOOTTIME.
 	Now func() grant.Instant
+	Log *slog.Logger
 	// OrphanTTL is the longest life that a token is left with; zero means DefaultOrphanTTL.
 	OrphanTTL time.Duration
-	Log       *slog.Logger
+	// Revoke is RevokeOn when empty. What was not revoked is as soon as a later process may.
+	Revoke RevokeMode
+	// Started tells whether a container of the pod was started, as far as is known; nil for never.
+	Started func(podUID string) bool
+	// SubPath names a container that mounts the volume by subPath, so that it never sees a change; empty for none. nil for never.
+	SubPath func(podUID, volume string) string
+	// Synced lists the names of the class's objects that the driver copies into Secrets; nil for none ever.
+	Synced func(ctx context.Context, namespace, class string) ([]string, error)
 }
 
 // Keeper keeps the grants of one node.
 type Keeper struct {
 	Config
 
-	queue workqueue.TypedDelayingInterface[string]
+	// queue knows what is to be looked at when; lanes, of what is due, whose turn it is.
+	queue   workqueue.TypedDelayingInterface[string]
+	lanes   *lanes
+	breaker breaker
+	volumes volumes
 
 	mounts struct {
 		sync.Mutex
-		underway map[spec.VolumeKey]*flight
-		closed   bool
-		running  sync.WaitGroup
+		underway  map[spec.VolumeKey]*flight
+		namespace map[string]int // flights under way
+		// ended is closed, and made anew, when a flight ends.
+		ended   chan struct{}
+		closed  bool
+		running sync.WaitGroup
 	}
 	// leaving is closed when waiting Mounts should be answered although their work goes on.
 	leaving     chan struct{}
@@ -81,15 +102,28 @@ func New(c Config) (*Keeper, error) {
 	if c.OrphanTTL == 0 {
 		c.OrphanTTL = DefaultOrphanTTL
 	}
-	if c.OrphanTTL < 2*requestTimeout {
-		return nil, fmt.Errorf("an orphan TTL of %s is too short: renewals need at least %s", c.OrphanTTL, 2*requestTimeout)
+	if c.OrphanTTL < 2*grant.RequestTimeout {
+		return nil, fmt.Errorf("an orphan TTL of %s is too short: renewals need at least %s", c.OrphanTTL, 2*grant.RequestTimeout)
+	}
+	if c.Started == nil {
+		c.Started = func(string) bool { return false }
+	}
+	if c.SubPath == nil {
+		c.SubPath = func(string, string) string { return "" }
+	}
+	if c.Synced == nil {
+		c.Synced = func(context.Context, string, string) ([]string, error) { return nil, nil }
 	}
 	k := &Keeper{
 		Config:  c,
 		queue:   workqueue.NewTypedDelayingQueue[string](),
+		lanes:   newLanes(),
+		volumes: volumes{began: c.Now()},
 		leaving: make(chan struct{}),
 	}
 	k.mounts.underway = make(map[spec.VolumeKey]*flight)
+	k.mounts.namespace = make(map[string]int)
+	k.mounts.ended = make(chan struct{})
 	return k, nil
 }
 
@@ -120,6 +154,7 @@ func (k *Keeper) Resume() error {
 // Run looks after the grants until ctx ends, and returns when the last look is over.
 func (k *Keeper) Run(ctx context.Context) error {
 	var workers sync.WaitGroup
+	workers.Go(k.line)
 	for range syncers {
 		workers.Go(func() { k.work(ctx) })
 	}
@@ -147,16 +182,36 @@ func (k *Keeper) Grants() ([]grant.Grant, error) {
 	return grants, err
 }
 
-func (k *Keeper) work(ctx context.Context) {
+// BreakerOpen reports whether revocations are held back because more pods seemed to end than the watch told of.
+func (k *Keeper) BreakerOpen() bool { return k.breaker.open(k.Now()) }
+
+// line puts what is due into its lane.
+func (k *Keeper) line() {
 	for {
 		id, shutdown := k.queue.Get()
 		if shutdown {
+			k.lanes.close()
 			return
 		}
-		if next := k.guarded(ctx, id); next != 0 {
-			k.queue.AddAfter(id, max(0, next.Sub(k.Now())))
+		w := look{id: id} // of a record that cannot be read, or is gone: the look itself will tell
+		if g, err := k.Store.Get(id); err == nil {
+			w.lane, w.lapse = lane{g.Pod.Namespace, g.Server}, g.Lapse(k.Now())
 		}
-		k.queue.Done(id)
+		k.lanes.push(w)
+	}
+}
+
+func (k *Keeper) work(ctx context.Context) {
+	for {
+		w, ok := k.lanes.pop()
+		if !ok {
+			return
+		}
+		if next := k.guarded(ctx, w.id); next != 0 {
+			k.queue.AddAfter(w.id, max(0, next.Sub(k.Now())))
+		}
+		k.lanes.done(w)
+		k.queue.Done(w.id)
 	}
 }
 
@@ -180,8 +235,14 @@ func (k *Keeper) guarded(ctx context.Context, id string) (next grant.Instant) {
 
 // letGo has a grant revoked; cause says why, for people.
 func (k *Keeper) letGo(id, cause string) error {
-	_, err := k.Store.Update(id, func(g *grant.Grant) error {
+	return k.giveUp(id, cause, func(g *grant.Grant) { g.Expire = "" })
+}
+
+// giveUp marks a grant as Revoking, which it stays until it is certainly gone.
+func (k *Keeper) giveUp(id, cause string, change func(*grant.Grant)) error {
+	g, err := k.Store.Update(id, func(g *grant.Grant) error {
 		g.State, g.Cause, g.Failures = grant.Revoking, cause, 0
+		change(g)
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) {
@@ -190,8 +251,19 @@ func (k *Keeper) letGo(id, cause string) error {
 	if err != nil {
 		return fmt.Errorf("marking a grant for revocation: %w", err)
 	}
+	if k.Revoke == RevokeLog {
+		k.Log.Info("would revoke a grant now", about(g)...)
+	}
 	k.queue.Add(id)
 	return nil
+}
+
+// about is what the log says of a grant.
+func about(g grant.Grant) []any {
+	return []any{
+		"grant", g.ID, "pod", g.Pod.Namespace + "/" + g.Pod.Name, "uid", g.Pod.UID, "volume", g.Volume.Volume,
+		"cause", g.Cause, "leases", len(g.Leases),
+	}
 }
 
 func session(g *grant.Grant) vault.Session {

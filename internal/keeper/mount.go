@@ -6,6 +6,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,25 +31,92 @@ const (
 	roomPerMount = 1 << 20
 )
 
-// mount makes the volume's files with Vault's help. Only one runs for a volume at a time.
-func (k *Keeper) mount(ctx context.Context, req *spec.Request) ([]render.File, error) {
+// mount makes the volume's files with Vault's help, and returns them with the grant that they come from. Only one runs for a
+// volume at a time.
+func (k *Keeper) mount(ctx context.Context, req *spec.Request) ([]render.File, grant.Grant, error) {
 	client, err := k.Vaults.Client(req.Spec.Server)
 	if err != nil {
-		return nil, err
+		return nil, grant.Grant{}, err
 	}
 	if err := k.Store.Room(roomPerMount); err != nil {
-		return nil, err
+		return nil, grant.Grant{}, err
 	}
+	began := k.Now()
 	c, err := k.claim(req)
 	if err != nil {
-		return nil, fmt.Errorf("recording the mount: %w", err)
+		return nil, grant.Grant{}, fmt.Errorf("recording the mount: %w", err)
 	}
 	files, inDoubt, err := k.fill(ctx, client, c.grant, req)
-	c.busy = max(c.busy, inDoubt)
 	if err == nil {
-		return files, k.activate(c)
+		err = k.settleSynced(ctx, c.grant.ID, req)
 	}
-	return nil, errors.Join(err, k.setBack(c, err))
+	c.busy = max(c.busy, inDoubt)
+	if err != nil {
+		return nil, grant.Grant{}, errors.Join(err, k.setBack(c, err))
+	}
+	g, err := k.activate(c)
+	if err != nil {
+		return nil, grant.Grant{}, err
+	}
+	if c.shown {
+		k.tellRotated(g, began)
+	}
+	return files, g, nil
+}
+
+// tellRotated says which credentials took the place of others since a Mount began.
+func (k *Keeper) tellRotated(g grant.Grant, began grant.Instant) {
+	var paths []string
+	for _, l := range g.Leases {
+		if !l.Superseded && l.Term.Issued >= began {
+			paths = append(paths, strconv.Quote(l.Read.Path))
+		}
+	}
+	if len(paths) > 0 {
+		k.Event(g.Pod, "Normal", "Rotated", fmt.Sprintf("volume %q shows new credentials of %s; those before run out by themselves", g.Volume.Volume, strings.Join(paths, ", ")))
+	}
+}
+
+// settleSynced finds out, when the grant's first lease has come, whether the driver copies a leased object into a Secret, which
+// other pods may use and which outlives this one.
+func (k *Keeper) settleSynced(ctx context.Context, id string, req *spec.Request) error {
+	policy := req.Spec.SyncedLeases
+	g, err := k.Store.Get(id)
+	if err != nil || policy == spec.RevokeSynced || g.SyncAsked || len(g.Leases) == 0 {
+		return err
+	}
+	names, err := k.Synced(ctx, req.Pod.Namespace, req.Class)
+	if err != nil {
+		return fmt.Errorf("finding out whether leases are synced into Secrets (the class can say syncedLeases: revoke): %w", err)
+	}
+	synced := ""
+	for _, o := range req.Spec.Objects {
+		if g.Lease(o.Read) != nil && slices.Contains(names, o.Name) {
+			synced = o.Name
+		}
+	}
+	_, err = k.Store.Update(id, func(g *grant.Grant) error {
+		g.SyncAsked = true
+		switch {
+		case synced == "":
+		case policy == spec.RefuseSynced:
+			g.Unleasable = fmt.Sprintf("object %q is synced into a Secret, and the class says syncedLeases: refuse", synced)
+		default:
+			g.Expire = fmt.Sprintf("object %q is synced into a Secret", synced)
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case synced == "":
+		return nil
+	case policy == spec.RefuseSynced:
+		return &RefusedError{Path: g.Leases[0].Read.Path, Why: fmt.Sprintf("it is leased and object %q is synced into a Secret, and the class says syncedLeases: refuse", synced)}
+	}
+	k.Event(req.Pod, "Warning", "SyncedLease", fmt.Sprintf("volume %q: the leased object %q is synced into a Secret that other pods may use, so its lease is not revoked at the pod's end but runs out: "+
+		"say syncedLeases: revoke or refuse in SecretProviderClass %q to choose otherwise", req.Volume.Volume, synced, req.Class))
+	return nil
 }
 
 // fill logs in unless g has a token, reads what is due and renders. inDoubt is until when Vault may be working on a request
@@ -81,6 +151,8 @@ func (k *Keeper) fill(ctx context.Context, client *vault.Client, g grant.Grant, 
 // claim is what a Mount works with.
 type claim struct {
 	grant grant.Grant
+	// shown: the volume shows something already.
+	shown bool
 	// busy is what the grant's BusyUntil must at least be when the work is over: requests of an earlier try may linger.
 	busy grant.Instant
 }
@@ -91,18 +163,24 @@ func (k *Keeper) claim(req *spec.Request) (c claim, err error) {
 	now := k.Now()
 	busy := now.Add(claimLife)
 	var dropped []string
+	fresh := newGrant(req, now)
 	err = k.Store.UpdateVolume(req.Volume, func(grants []*grant.Grant) error {
 		for _, g := range grants {
 			same := g.Digest == req.Spec.Digest
 			switch {
 			case g.State == grant.Active:
+				c.shown = true
+				fresh.Gap, fresh.Unanswered = g.Gap, g.Unanswered
+				if same { // what was found out of the class holds
+					fresh.SyncAsked, fresh.Expire = g.SyncAsked, g.Expire
+				}
 				if !same || !g.Readable(now) || g.TokenDue(now) {
 					continue
 				}
 			case g.State == grant.Partial && same && g.Readable(now):
 				g.State = grant.Pending // a crash from here on leaves reads that nobody knows of
 			case g.State == grant.Partial, g.State == grant.Pending:
-				g.State, g.Cause = grant.Revoking, "a later mount of the volume cannot go on from it"
+				g.State, g.Expire, g.Cause = grant.Revoking, "", "a later mount of the volume cannot go on from it"
 				dropped = append(dropped, g.ID)
 				continue
 			default:
@@ -117,7 +195,7 @@ func (k *Keeper) claim(req *spec.Request) (c claim, err error) {
 		k.queue.Add(id)
 	}
 	if err == nil && c.grant.ID == "" {
-		c.grant = newGrant(req, now)
+		c.grant = fresh
 		c.grant.BusyUntil = busy
 		err = k.Store.Put(c.grant)
 	}
@@ -132,11 +210,15 @@ func (k *Keeper) claim(req *spec.Request) (c claim, err error) {
 func newGrant(req *spec.Request, now grant.Instant) grant.Grant {
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // never fails
+	expire := ""
+	if req.Spec.OnPodEnd == spec.ExpireOnPodEnd {
+		expire = "the class says onPodEnd: expire"
+	}
 	return grant.Grant{
 		ID:     fmt.Sprintf("%016x-%s", int64(now), hex.EncodeToString(random[:])),
 		Volume: req.Volume, Pod: req.Pod, Class: req.Class,
 		Server: req.Spec.Server, Namespace: req.Spec.Namespace, Auth: req.Spec.Auth, Digest: req.Spec.Digest,
-		State: grant.Pending, Created: now, Tried: now,
+		State: grant.Pending, Created: now, Tried: now, Unanswered: true, Expire: expire,
 	}
 }
 
@@ -282,7 +364,7 @@ func (e *RefusedError) Error() string { return fmt.Sprintf("%q cannot be used: %
 func (k *Keeper) refuseToken(g grant.Grant, r spec.Read, reply vault.Reply) error {
 	stray := g
 	stray.ID += "-" + hex.EncodeToString(fmt.Appendf(nil, "%x", k.Now()))
-	stray.State, stray.Cause = grant.Revoking, "a token that reading a secret brought"
+	stray.State, stray.Expire, stray.Cause = grant.Revoking, "", "a token that reading a secret brought"
 	stray.Token, stray.Accessor, stray.Leases, stray.BusyUntil = reply.Token, secret.Value{}, nil, 0
 	const unknown = 32 * 24 * time.Hour // Vault's default maximum
 	stray.Login = grant.NewTerm(k.Now(), max(reply.TTL, unknown), false)
@@ -296,9 +378,9 @@ func (k *Keeper) refuseToken(g grant.Grant, r spec.Read, reply vault.Reply) erro
 var errEnded = errors.New("the pod ended during the mount")
 
 // activate makes the claimed grant what the volume shows, and what it showed before a superseded one.
-func (k *Keeper) activate(c claim) error {
+func (k *Keeper) activate(c claim) (active grant.Grant, err error) {
 	ended := false
-	err := k.Store.UpdateVolume(c.grant.Volume, func(grants []*grant.Grant) error {
+	err = k.Store.UpdateVolume(c.grant.Volume, func(grants []*grant.Grant) error {
 		for _, g := range grants {
 			switch {
 			case g.ID == c.grant.ID:
@@ -306,6 +388,7 @@ func (k *Keeper) activate(c claim) error {
 				if ended = g.State == grant.Revoking; !ended {
 					g.State, g.Problem = grant.Active, ""
 				}
+				active = *g
 			case g.State == grant.Active:
 				g.State = grant.Superseded
 			}
@@ -313,12 +396,12 @@ func (k *Keeper) activate(c claim) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("recording the mount: %w", err)
+		return active, fmt.Errorf("recording the mount: %w", err)
 	}
 	if ended {
-		return errEnded
+		return active, errEnded
 	}
-	return nil
+	return active, nil
 }
 
 // setBack records that the work failed. Without a token there is nothing to keep; what found no room would only be read, and

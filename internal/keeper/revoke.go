@@ -21,6 +21,8 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 		return 0, k.forget(g, "there was no login")
 	case g.Login.Over(now):
 		return 0, k.forget(g, "ran out")
+	case g.Expire != "", k.Revoke == RevokeLog, k.Revoke == RevokeOff:
+		return g.Login.Limit, nil
 	}
 	client, err := k.Vaults.Client(g.Server)
 	if err != nil {
@@ -29,7 +31,9 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 	if err := k.probe(ctx, client, g); err != nil {
 		return k.later(g, err)
 	}
-	_, err = within(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, client.RevokeSelf(ctx, session(&g)) })
+	_, err = within(ctx, grant.RequestTimeout, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, client.RevokeSelf(ctx, session(&g))
+	})
 	switch {
 	case err == nil:
 		return 0, k.forget(g, "revoked")
@@ -46,7 +50,7 @@ func (k *Keeper) probe(ctx context.Context, client *vault.Client, g grant.Grant)
 		if !l.Term.Renewable || l.Term.Left(k.Now()) == 0 {
 			continue
 		}
-		_, err := within(ctx, func(ctx context.Context) (vault.Life, error) {
+		_, err := within(ctx, grant.RequestTimeout, func(ctx context.Context) (vault.Life, error) {
 			return client.RenewLease(ctx, session(&g), l.ID, probeIncrement)
 		})
 		if vault.KindOf(err) == vault.BackEndDown {
@@ -61,7 +65,9 @@ func (k *Keeper) forget(g grant.Grant, how string) error {
 	if err := k.Store.Delete(g.ID); err != nil {
 		return fmt.Errorf("forgetting a grant: %w", err)
 	}
-	k.Log.Info("gave a grant back", "grant", g.ID, "pod", g.Pod.Namespace+"/"+g.Pod.Name, "uid", g.Pod.UID, "volume", g.Volume.Volume,
-		"cause", g.Cause, "outcome", how, "leases", len(g.Leases))
+	k.Log.Info("gave a grant back", append(about(g), "outcome", how)...)
+	if rest, err := k.Store.OfVolume(g.Volume); err == nil && len(rest) == 0 {
+		k.volumes.forget(g.Volume)
+	}
 	return nil
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 )
 
@@ -26,15 +28,33 @@ func (k *Keeper) sync(ctx context.Context, id string) (next grant.Instant, err e
 	if g, err = k.note(g, verdict); err != nil {
 		return k.Now().Add(time.Minute), err
 	}
+	var held grant.Instant
 	if verdict.Ended {
-		return k.end(g, verdict.Reason)
+		if held = k.holdBack(g, verdict); held == 0 {
+			return k.end(g, verdict.Reason)
+		}
 	}
 	next, err = k.keep(ctx, g)
 	look := verdict.Check
 	if look == 0 {
 		look = sweep
 	}
-	return grant.Earliest(next, k.Now().Add(look)), err
+	return grant.Earliest(next, held, k.Now().Add(look)), err
+}
+
+// holdBack returns until when an end is not acted on because too many came that nobody announced; zero to act.
+func (k *Keeper) holdBack(g grant.Grant, v grant.Verdict) grant.Instant {
+	if v.Announced {
+		return 0
+	}
+	until, first := k.breaker.hold(g.Pod.UID, k.Now())
+	if first {
+		k.Log.Error("more pods ended at once than the Kubernetes API told of; revocations are held back: is the API server the right one, and kubelet's folder mounted?",
+			append(about(g), "reason", v.Reason, "for", holdBack)...)
+		k.Event(g.Pod, "Warning", "RevocationHeld", fmt.Sprintf("volume %q: %s; but more than %d pods of this node ended within a minute that the API told nothing of: "+
+			"its leases are kept for %s and looked at again", g.Volume.Volume, v.Reason, rush, holdBack))
+	}
+	return until
 }
 
 // note records what only a look at the living pod can tell, and passes a warning on.
@@ -58,8 +78,8 @@ func (k *Keeper) note(g grant.Grant, v grant.Verdict) (grant.Grant, error) {
 // end lets go of a grant whose pod is over, as soon as no Mount is working with it: a read that returns after the token's
 // revocation leaves a lease that nothing removes (measured on Vault 1.21.2).
 func (k *Keeper) end(g grant.Grant, reason string) (grant.Instant, error) {
-	k.Log.Info("pod ended", "grant", g.ID, "pod", g.Pod.Namespace+"/"+g.Pod.Name, "uid", g.Pod.UID, "volume", g.Volume.Volume, "reason", reason)
-	return k.Now(), k.letGo(g.ID, reason)
+	k.Log.Info("pod ended", append(about(g), "reason", reason)...)
+	return k.Now(), k.giveUp(g.ID, reason, func(*grant.Grant) {})
 }
 
 // keep does what a living pod's grant needs.
@@ -84,71 +104,75 @@ func (k *Keeper) keep(ctx context.Context, g grant.Grant) (grant.Instant, error)
 	return 0, fmt.Errorf("unknown state %q", g.State)
 }
 
-// renew renews the token and the leases that are due.
+// renew renews the token and the leases that are due, and warns of what no renewal can keep alive. One that fails does not keep
+// the others from being tried, unless Vault cannot be reached at all.
 func (k *Keeper) renew(ctx context.Context, g grant.Grant) (grant.Instant, error) {
 	client, err := k.Vaults.Client(g.Server)
 	if err != nil {
 		return k.later(g, err)
 	}
-	if due := g.Login.RenewAt(g.Jitter()); due != 0 && due <= k.Now() && g.Leased(k.Now()) {
-		if g, err = k.renewToken(ctx, client, g); err != nil {
-			return k.later(g, err)
+	var failure error
+	if g.TokenRenewal(k.Now()) {
+		g, failure = k.renewToken(ctx, client, g)
+	}
+	for _, l := range g.Renewals(k.Now()) {
+		if e, ok := errors.AsType[*vault.Error](failure); ok && e.Repeatable() {
+			break
+		}
+		if g, err = k.renewLease(ctx, client, g, l); failure == nil {
+			failure = err
 		}
 	}
-	for i, l := range g.Leases {
-		if due := l.Term.RenewAt(g.Jitter()); l.Superseded || due == 0 || due > k.Now() {
-			continue
-		}
-		if g, err = k.renewLease(ctx, client, g, i); err != nil {
-			return k.later(g, err)
-		}
+	if g, err = k.warn(g); err != nil {
+		return k.Now().Add(time.Minute), err
+	}
+	if failure != nil {
+		return k.later(g, failure)
 	}
 	if g.Failures > 0 {
 		if g, err = k.Store.Update(g.ID, func(g *grant.Grant) error { g.Failures, g.Problem = 0, ""; return nil }); err != nil {
 			return k.Now().Add(time.Minute), err
 		}
 	}
-	return g.NextRenewal(k.Now()), nil
+	return g.NextLook(k.Now()), nil
 }
 
 func (k *Keeper) renewToken(ctx context.Context, client *vault.Client, g grant.Grant) (grant.Grant, error) {
 	increment := min(g.Login.Full, k.OrphanTTL)
 	from := k.Now()
-	g, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Login = g.Login.Asking(from, increment); return nil })
+	asking, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Login = g.Login.Asking(from, increment); return nil })
 	if err != nil {
 		return g, err
 	}
-	life, err := within(ctx, func(ctx context.Context) (vault.Life, error) { return client.RenewSelf(ctx, session(&g), increment) })
-	switch kind := vault.KindOf(err); {
-	case err == nil:
-		k.Log.Debug("renewed a token", "grant", g.ID, "ttl", life.TTL)
-		return k.Store.Update(g.ID, func(g *grant.Grant) error {
-			g.Login = g.Login.Renewed(from, life.TTL, increment, life.Renewable)
-			return nil
-		})
-	case kind == vault.Unrenewable:
+	g = asking
+	life, err := within(ctx, g.Login.TryTime(from), func(ctx context.Context) (vault.Life, error) {
+		return client.RenewSelf(ctx, session(&g), increment)
+	})
+	switch vault.KindOf(err) {
+	case vault.InvalidToken:
+		return k.tokenRefused(ctx, client, g, err)
+	case vault.Unrenewable, vault.Denied:
 		return k.Store.Update(g.ID, func(g *grant.Grant) error { g.Login.Renewable, g.Problem = false, err.Error(); return nil })
-	case kind == vault.InvalidToken && k.sameCluster(ctx, client, g):
-		k.lost(g, "its Vault token was revoked or expired")
-		return k.Store.Update(g.ID, func(g *grant.Grant) error {
-			g.Login = g.Login.Lost(from)
-			for i := range g.Leases {
-				g.Leases[i].Term = g.Leases[i].Term.Lost(from)
-			}
-			return nil
-		})
 	}
-	return g, err
+	if err != nil {
+		return g, err
+	}
+	k.Log.Debug("renewed a token", "grant", g.ID, "ttl", life.TTL)
+	return k.Store.Update(g.ID, func(g *grant.Grant) error {
+		g.Login = g.Login.Renewed(from, life.TTL, increment, life.Renewable)
+		return nil
+	})
 }
 
-func (k *Keeper) renewLease(ctx context.Context, client *vault.Client, g grant.Grant, i int) (grant.Grant, error) {
-	id, path := g.Leases[i].ID, g.Leases[i].Read.Path
+func (k *Keeper) renewLease(ctx context.Context, client *vault.Client, g grant.Grant, l grant.Lease) (grant.Grant, error) {
 	from := k.Now()
-	life, err := within(ctx, func(ctx context.Context) (vault.Life, error) { return client.RenewLease(ctx, session(&g), id, 0) })
+	life, err := within(ctx, l.Term.TryTime(from), func(ctx context.Context) (vault.Life, error) {
+		return client.RenewLease(ctx, session(&g), l.ID, 0)
+	})
 	change := func(to func(grant.Term) grant.Term) (grant.Grant, error) {
 		return k.Store.Update(g.ID, func(g *grant.Grant) error {
 			for i := range g.Leases { // a Mount may have changed the order meanwhile
-				if g.Leases[i].ID == id {
+				if g.Leases[i].ID == l.ID {
 					g.Leases[i].Term = to(g.Leases[i].Term)
 				}
 			}
@@ -156,24 +180,92 @@ func (k *Keeper) renewLease(ctx context.Context, client *vault.Client, g grant.G
 		})
 	}
 	switch vault.KindOf(err) {
+	case vault.InvalidToken:
+		return k.tokenRefused(ctx, client, g, err)
 	case vault.LeaseGone:
-		k.lost(g, fmt.Sprintf("the lease of %q was revoked or expired", path))
+		k.lost(g, fmt.Sprintf("the lease of %q was revoked or expired", l.Read.Path))
 		return change(func(t grant.Term) grant.Term { return t.Lost(from) })
-	case vault.Unrenewable:
+	case vault.Unrenewable, vault.Denied:
 		return change(func(t grant.Term) grant.Term { t.Renewable = false; return t })
 	}
 	if err != nil {
 		return g, err
 	}
-	k.Log.Debug("renewed a lease", "grant", g.ID, "path", path, "ttl", life.TTL)
+	k.Log.Debug("renewed a lease", "grant", g.ID, "path", l.Read.Path, "ttl", life.TTL)
 	return change(func(t grant.Term) grant.Term { return t.Renewed(from, life.TTL, 0, life.Renewable) })
+}
+
+// tokenRefused takes the token, and with it the leases, for lost when the Vault that made it says that it does not know it.
+func (k *Keeper) tokenRefused(ctx context.Context, client *vault.Client, g grant.Grant, refusal error) (grant.Grant, error) {
+	if !k.sameCluster(ctx, client, g) {
+		return g, refusal
+	}
+	k.lost(g, "its Vault token was revoked or expired")
+	now := k.Now()
+	return k.Store.Update(g.ID, func(g *grant.Grant) error {
+		g.Login = g.Login.Lost(now)
+		for i := range g.Leases {
+			g.Leases[i].Term = g.Leases[i].Term.Lost(now)
+		}
+		return nil
+	})
 }
 
 func (k *Keeper) lost(g grant.Grant, what string) {
 	k.Event(g.Pod, "Warning", "LeaseLost", fmt.Sprintf("volume %q: %s outside of Leasehold; new credentials come with the next republish", g.Volume.Volume, what))
 }
 
-// later notes a failure and says when to try again.
+// warn tells the pod's owners, once each, of leases that will lapse before something replaces them.
+func (k *Keeper) warn(g grant.Grant) (grant.Grant, error) {
+	now := k.Now()
+	container := k.SubPath(g.Volume.PodUID, g.Volume.Volume)
+	asked := k.volumes.lastAsked(g.Volume, now)
+	warned := make(map[secret.Value][]grant.Warning)
+	for _, l := range g.Leases {
+		for _, w := range g.Warnings(l, now, asked, container != "") {
+			warned[l.ID] = append(warned[l.ID], w)
+			left := g.LeaseLeft(l, now)
+			k.Event(g.Pod, "Warning", "WillLapse", fmt.Sprintf("volume %q: the credentials of %q end in %s (%s) and cannot be extended; %s",
+				g.Volume.Volume, l.Read.Path, left.Round(time.Second), wall(left), explain(w, g, l, now.Sub(asked), container)))
+		}
+	}
+	if len(warned) == 0 {
+		return g, nil
+	}
+	return k.Store.Update(g.ID, func(g *grant.Grant) error {
+		for i := range g.Leases {
+			g.Leases[i].Warned = append(g.Leases[i].Warned, warned[g.Leases[i].ID]...)
+		}
+		return nil
+	})
+}
+
+// explain says why nothing may replace a lease in time.
+func explain(w grant.Warning, g grant.Grant, l grant.Lease, silent time.Duration, container string) string {
+	switch w {
+	case grant.BelowFloor:
+		return fmt.Sprintf("a life of at most %s is below the %s that replacing them at republishes needs: raise the maximum TTL, or republish more often",
+			min(l.Term.Span(), g.Login.Span()).Round(time.Second), grant.Floor(g.Gap).Round(time.Second))
+	case grant.Late:
+		return fmt.Sprintf("nobody has asked for new ones for %s: are rotation (--enable-secret-rotation of the CSI driver) and requiresRepublish (CSIDriver object) on?",
+			silent.Round(time.Second))
+	default:
+		return fmt.Sprintf("container %q mounts them by subPath and will not see the new ones: mount the whole volume", container)
+	}
+}
+
+// wall is the time of day in a while, for people.
+func wall(in time.Duration) string { return time.Now().Add(in).UTC().Format(time.RFC3339) }
+
+const (
+	firstPause   = time.Second
+	longestPause = 30 * time.Second
+	// tellAt and tellEvery are the numbers of failures in a row at which people are told.
+	tellAt    = 3
+	tellEvery = 20
+)
+
+// later notes a failure and says when to try again: sooner when little is left, and not all grants at once.
 func (k *Keeper) later(g grant.Grant, failure error) (grant.Instant, error) {
 	after, err := k.Store.Update(g.ID, func(g *grant.Grant) error {
 		g.Failures++
@@ -181,24 +273,45 @@ func (k *Keeper) later(g grant.Grant, failure error) (grant.Instant, error) {
 		return nil
 	})
 	if err != nil {
-		after.Failures = 1
+		after, after.Failures = g, 1
 	}
-	pause := min(time.Second<<min(after.Failures-1, 10), 30*time.Second)
+	now := k.Now()
+	pause := min(firstPause<<min(after.Failures-1, 10), longestPause)
+	if left := after.Lapse(now).Sub(now); left < 4*pause {
+		pause = max(left/4, firstPause)
+	}
+	pause += time.Duration(after.Jitter() * float64(pause) / 4)
 	if refused, ok := errors.AsType[*vault.Error](failure); ok {
 		pause = max(pause, refused.RetryAfter)
 	}
-	return k.Now().Add(pause), errors.Join(failure, err)
+	if after.Failures == tellAt || after.Failures%tellEvery == 0 {
+		k.tellTrouble(after, failure, now)
+	}
+	return now.Add(pause), errors.Join(failure, err)
+}
+
+// tellTrouble says on the pod what fails again and again, and until when that does no harm.
+func (k *Keeper) tellTrouble(g grant.Grant, failure error, now grant.Instant) {
+	if g.State == grant.Revoking {
+		k.Event(g.Pod, "Warning", "RevocationFailing", fmt.Sprintf("volume %q: its leases could not be given back yet, %d tries failed; they are tried until %s, when they run out by themselves: %v",
+			g.Volume.Volume, g.Failures, wall(max(0, g.Login.Limit.Sub(now))), failure))
+		return
+	}
+	if lapse := g.Lapse(now); lapse != math.MaxInt64 {
+		k.Event(g.Pod, "Warning", "RenewalFailing", fmt.Sprintf("volume %q: its credentials are valid until %s, but %d tries to renew failed: %v",
+			g.Volume.Volume, wall(lapse.Sub(now)), g.Failures, failure))
+	}
 }
 
 // sameCluster reports whether the server at the grant's address is certainly the one that made it. Another one's "invalid
 // token" says nothing about the grant.
 func (k *Keeper) sameCluster(ctx context.Context, client *vault.Client, g grant.Grant) bool {
-	id, _ := within(ctx, func(ctx context.Context) (string, error) { return client.Cluster(ctx), nil })
+	id, _ := within(ctx, grant.RequestTimeout, func(ctx context.Context) (string, error) { return client.Cluster(ctx), nil })
 	return id != "" && id == g.Cluster
 }
 
-func within[T any](ctx context.Context, request func(context.Context) (T, error)) (T, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+func within[T any](ctx context.Context, limit time.Duration, request func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return request(ctx)
 }

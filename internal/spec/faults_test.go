@@ -44,6 +44,8 @@ func TestParseFaults(t *testing.T) {
 		{"certificate without key", param("vaultTLSClientCertPath", "/tls/crt"), "vaultTLSClientCertPath and vaultTLSClientKeyPath must be set together"},
 		{"key without certificate", param("vaultTLSClientKeyPath", "/tls/key"), "vaultTLSClientCertPath and vaultTLSClientKeyPath must be set together"},
 		{"skip verify", param("vaultSkipTLSVerify", "yes"), `vaultSkipTLSVerify "yes" is neither`},
+		{"end unknown", param("onPodEnd", "keep"), `onPodEnd "keep" is none of ["revoke" "expire"]`},
+		{"synced unknown", param("syncedLeases", "Expire"), `syncedLeases "Expire" is none of ["expire" "revoke" "refuse"]`},
 		{"tokens not JSON", param(tokensKey, "canary"), tokensKey + " is not a JSON object"},
 		{"tokens a list", param(tokensKey, `["canary"]`), tokensKey + " is not a JSON object"},
 		{"secrets not texts", func(c *call) { delete(c.params, tokensKey); c.secrets = map[string]string{tokensKey: "canary"} }, tokensKey + " is not a JSON object"},

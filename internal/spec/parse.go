@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"path"
@@ -87,6 +88,9 @@ func Parse(in Input, d Defaults) (*Request, error) {
 			Objects:   p.objects(p.permission(in.Permission)),
 			Server:    p.server(d.Server),
 			Namespace: p.namespace(d.Namespace),
+
+			OnPodEnd:     choice(&p, "onPodEnd", RevokeOnPodEnd, ExpireOnPodEnd),
+			SyncedLeases: choice(&p, "syncedLeases", ExpireSynced, RevokeSynced, RefuseSynced),
 		},
 		Class: p.element("secretProviderClass"),
 		Pod:   p.pod(),
@@ -147,6 +151,16 @@ func (p *parser) text(key string) string {
 		return ""
 	}
 	return value
+}
+
+// choice returns a parameter that is one of few words; the first one when it is not set.
+func choice[T ~string](p *parser, key string, words ...T) T {
+	value := T(p.params[key])
+	if value == "" || slices.Contains(words, value) {
+		return cmp.Or(value, words[0])
+	}
+	p.faultf("%s %s is none of %q", key, Quote(string(value)), words)
+	return ""
 }
 
 // element returns a parameter that names a Kubernetes object, and so can stand in a path; empty when it is not set.

@@ -134,6 +134,7 @@ func TestParse(t *testing.T) {
 				{Name: "db_user", Read: read, Key: "username", Mode: 0o644, Encoding: spec.UTF8},
 				{Name: "db_pass", Read: read, Key: "password", Mode: 0o644, Encoding: spec.UTF8},
 			},
+			OnPodEnd: spec.RevokeOnPodEnd, SyncedLeases: spec.ExpireSynced,
 			Digest: got.Spec.Digest,
 		},
 		JWT: got.JWT,

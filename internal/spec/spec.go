@@ -37,9 +37,35 @@ type Spec struct {
 	Namespace string
 	Auth      Auth
 	Objects   []Object
+	OnPodEnd  OnPodEnd
+	// SyncedLeases is for leases behind objects that the driver also copies into Secrets.
+	SyncedLeases SyncedLeases
 	// Digest covers every parameter that a user wrote and the defaults that filled the gaps; it is no secret.
 	Digest string
 }
+
+// OnPodEnd says what becomes of the leases at the pod's end.
+type OnPodEnd string
+
+// The values of the parameter onPodEnd; a class that does not say means RevokeOnPodEnd.
+const (
+	RevokeOnPodEnd OnPodEnd = "revoke"
+	// ExpireOnPodEnd stops renewing and lets them run out.
+	ExpireOnPodEnd OnPodEnd = "expire"
+)
+
+// SyncedLeases says what becomes of leases that a Secret shows too, so that other pods may use them.
+type SyncedLeases string
+
+// The values of the parameter syncedLeases; a class that does not say means ExpireSynced.
+const (
+	// ExpireSynced stops renewing at the pod's end and lets them run out.
+	ExpireSynced SyncedLeases = "expire"
+	// RevokeSynced revokes them with the pod, whoever else uses the Secret.
+	RevokeSynced SyncedLeases = "revoke"
+	// RefuseSynced mounts no leased object that is synced.
+	RefuseSynced SyncedLeases = "refuse"
+)
 
 // Server is a Vault and how to trust it. It is comparable: equal servers share one connection pool.
 type Server struct {

@@ -35,16 +35,21 @@ type record struct {
 	Tried          grant.Instant  `json:"tried,omitempty"`
 	FolderSeen     bool           `json:"folderSeen,omitempty"`
 	Grace          time.Duration  `json:"grace,omitempty"`
+	Gap            time.Duration  `json:"gap,omitempty"`
+	Unanswered     bool           `json:"unanswered,omitempty"`
+	Expire         string         `json:"expire,omitempty"`
+	SyncAsked      bool           `json:"syncAsked,omitempty"`
 	Cause          string         `json:"cause,omitempty"`
 	Failures       int            `json:"failures,omitempty"`
 	Problem        string         `json:"problem,omitempty"`
 }
 
 type leaseRecord struct {
-	ID         string     `json:"id"`
-	Read       spec.Read  `json:"read"`
-	Term       grant.Term `json:"term"`
-	Superseded bool       `json:"superseded,omitempty"`
+	ID         string          `json:"id"`
+	Read       spec.Read       `json:"read"`
+	Term       grant.Term      `json:"term"`
+	Superseded bool            `json:"superseded,omitempty"`
+	Warned     []grant.Warning `json:"warned,omitempty"`
 }
 
 func putGrant(tx *bbolt.Tx, g grant.Grant) error {
@@ -54,10 +59,11 @@ func putGrant(tx *bbolt.Tx, g grant.Grant) error {
 		State: g.State, Created: g.Created, Cluster: g.Cluster,
 		Token: g.Token.Reveal(), Accessor: g.Accessor.Reveal(), Login: g.Login, Unleasable: g.Unleasable,
 		BusyUntil: g.BusyUntil, Tried: g.Tried, FolderSeen: g.FolderSeen, Grace: g.Grace,
+		Gap: g.Gap, Unanswered: g.Unanswered, Expire: g.Expire, SyncAsked: g.SyncAsked,
 		Cause: g.Cause, Failures: g.Failures, Problem: g.Problem,
 	}
 	for _, l := range g.Leases {
-		r.Leases = append(r.Leases, leaseRecord{ID: l.ID.Reveal(), Read: l.Read, Term: l.Term, Superseded: l.Superseded})
+		r.Leases = append(r.Leases, leaseRecord{ID: l.ID.Reveal(), Read: l.Read, Term: l.Term, Superseded: l.Superseded, Warned: l.Warned})
 	}
 	value, err := json.Marshal(r)
 	if err != nil {
@@ -89,10 +95,11 @@ func decodeGrant(value []byte) (grant.Grant, error) {
 		State: r.State, Created: r.Created, Cluster: r.Cluster,
 		Token: secret.New(r.Token), Accessor: secret.New(r.Accessor), Login: r.Login, Unleasable: r.Unleasable,
 		BusyUntil: r.BusyUntil, Tried: r.Tried, FolderSeen: r.FolderSeen, Grace: r.Grace,
+		Gap: r.Gap, Unanswered: r.Unanswered, Expire: r.Expire, SyncAsked: r.SyncAsked,
 		Cause: r.Cause, Failures: r.Failures, Problem: r.Problem,
 	}
 	for _, l := range r.Leases {
-		g.Leases = append(g.Leases, grant.Lease{ID: secret.New(l.ID), Read: l.Read, Term: l.Term, Superseded: l.Superseded})
+		g.Leases = append(g.Leases, grant.Lease{ID: secret.New(l.ID), Read: l.Read, Term: l.Term, Superseded: l.Superseded, Warned: l.Warned})
 	}
 	return g, nil
 }
@@ -124,6 +131,6 @@ func rebase(tx *bbolt.Tx, now grant.Instant) error {
 }
 
 func restarted(t grant.Term, now grant.Instant) grant.Term {
-	t.From, t.Limit = now, now.Add(max(t.TTL, t.Full))
+	t.Issued, t.From, t.Limit = 0, now, now.Add(max(t.TTL, t.Full))
 	return t
 }
