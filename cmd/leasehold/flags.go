@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,6 +33,7 @@ type options struct {
 	healthAddr string
 	kubeletDir string
 	orphanTTL  time.Duration
+	revoke     keeper.RevokeMode
 	logLevel   string
 	defaults   spec.Defaults
 }
@@ -50,6 +52,14 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.healthAddr, "health-addr", ":8080", "TCP `address` for /livez, /readyz and /metrics")
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root `folder`")
 	flags.DurationVar(&o.orphanTTL, "orphan-ttl", keeper.DefaultOrphanTTL, "longest `life` that a token is left with when nobody renews it any more")
+	flags.Func("revoke", "`mode`: on gives leases back at their pod's end; log and off let them run out, log says what would have been revoked (default on)",
+		func(text string) error {
+			modes := []keeper.RevokeMode{keeper.RevokeOn, keeper.RevokeLog, keeper.RevokeOff}
+			if o.revoke = keeper.RevokeMode(text); !slices.Contains(modes, o.revoke) {
+				return fmt.Errorf("it is none of %q", modes)
+			}
+			return nil
+		})
 	flags.StringVar(&o.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	flags.StringVar(&server.Address, "vault-addr", defaultAddress, "`URL` of Vault where a SecretProviderClass names none")
 	flags.StringVar(&o.defaults.AuthMount, "vault-mount", "kubernetes", "auth `mount` where a SecretProviderClass names none")

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
+	"sigs.k8s.io/secrets-store-csi-driver/pkg/client/clientset/versioned"
 
 	"github.com/leasehold-csi/leasehold/internal/admin"
 	"github.com/leasehold-csi/leasehold/internal/grant"
@@ -88,17 +89,25 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a Kubernetes client: %w", err)
 	}
-	cluster := kube.New(kube.Config{Client: client, Node: o.node, Log: log})
+	classes, err := versioned.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making a client for SecretProviderClasses: %w", err)
+	}
+	cluster := kube.New(kube.Config{Client: client, Classes: classes, Node: o.node, Log: log})
 	judge := pods.New(pods.Config{Cluster: cluster, KubeletDir: o.kubeletDir, Now: bootTime, Log: log})
+	events := admin.NewEvents()
 	k, err := keeper.New(keeper.Config{
-		Store: ledger, Vaults: new(vault.Pool), Ended: judge.Ended, Event: cluster.Event, Now: bootTime, OrphanTTL: o.orphanTTL, Log: log,
+		Store: ledger, Vaults: new(vault.Pool), Ended: judge.Ended, Event: events.Count(cluster.Event), Now: bootTime, Log: log,
+		OrphanTTL: o.orphanTTL, Revoke: o.revoke, Started: cluster.Started, SubPath: cluster.SubPath, Synced: cluster.SyncedObjects,
 	})
 	if err != nil {
 		return nil, err
 	}
 	cluster.OnPod(k.Wake)
+	cluster.OnSynced(k.WakeAll)
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), admin.Metrics{List: k.Grants})
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), events,
+		admin.Metrics{List: k.Grants, BreakerOpen: k.BreakerOpen, Now: bootTime})
 	socket := server.NewSocket(o.endpoint)
 	driver, err := server.New(server.Config{
 		Socket:  socket,

@@ -40,7 +40,7 @@ func TestNextLook(t *testing.T) {
 		{"the token first", func(g *grant.Grant) { g.Login = grant.NewTerm(boot, time.Minute, true) }, at(time.Minute)},
 		{"superseded leases are not", func(g *grant.Grant) { g.Leases[0].Superseded = true }, at(time.Hour)},
 		{"a lease that is not renewable, when its replacement is late", func(g *grant.Grant) { g.Leases[0].Term.Renewable = false }, late},
-		{"a late replacement is looked for once", func(g *grant.Grant) { g.Leases[0].Term = grant.NewTerm(boot, 3*s/2, false) }, at(time.Hour)},
+		{"a late replacement is looked for once", func(g *grant.Grant) { g.Leases[0].Term = grant.NewTerm(boot, 6*s/5, false) }, at(time.Hour)},
 		{"nothing leased", func(g *grant.Grant) { g.Leases = nil }, 0},
 		{"lease ran out", func(g *grant.Grant) { g.Leases[0].Term = grant.NewTerm(0, s, true) }, 0},
 		{"nothing to lengthen", func(g *grant.Grant) { g.Login.Renewable, g.Leases[0].Term.Final = false, true }, late},

@@ -50,7 +50,7 @@ func (b *breaker) note(uid string, now grant.Instant) {
 	recent := 0
 	for other, found := range b.ends {
 		switch age := now.Sub(found); {
-		case age <= rushWindow:
+		case age < rushWindow:
 			recent++
 		case age > 2*holdBack:
 			delete(b.ends, other)

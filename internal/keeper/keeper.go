@@ -176,6 +176,18 @@ func (k *Keeper) Wake(podUID string) {
 	}
 }
 
+// WakeAll has every grant looked at now: news of any pod may have been missed.
+func (k *Keeper) WakeAll() {
+	grants, err := k.Grants()
+	if err != nil {
+		k.Log.Error("finding all grants", "err", err)
+		return
+	}
+	for _, g := range grants {
+		k.queue.Add(g.ID)
+	}
+}
+
 // Grants returns all that is held.
 func (k *Keeper) Grants() ([]grant.Grant, error) {
 	grants, _, err := k.Store.All()

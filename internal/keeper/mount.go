@@ -82,7 +82,7 @@ func (k *Keeper) tellRotated(g grant.Grant, began grant.Instant) {
 func (k *Keeper) settleSynced(ctx context.Context, id string, req *spec.Request) error {
 	policy := req.Spec.SyncedLeases
 	g, err := k.Store.Get(id)
-	if err != nil || policy == spec.RevokeSynced || g.SyncAsked || len(g.Leases) == 0 {
+	if err != nil || policy == spec.RevokeSynced || req.Class == "" || g.SyncAsked || len(g.Leases) == 0 {
 		return err
 	}
 	names, err := k.Synced(ctx, req.Pod.Namespace, req.Class)

@@ -23,6 +23,7 @@ import (
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/secrets-store-csi-driver/pkg/client/clientset/versioned"
 )
 
 const (
@@ -35,6 +36,8 @@ const (
 type Config struct {
 	// Client reaches the API server; required.
 	Client kubernetes.Interface
+	// Classes reaches it for SecretProviderClasses; needed by SyncedObjects only.
+	Classes versioned.Interface
 	// Node is this node's name in the API; required.
 	Node string
 	// Log is where the Cluster tells of a lost API server and of events it could not post; required.
@@ -43,26 +46,31 @@ type Config struct {
 
 // Cluster is the API server as seen from one node. Make one with New; its methods may be called from any goroutine.
 type Cluster struct {
-	client   kubernetes.Interface
-	node     string
-	log      *slog.Logger
-	informer cache.SharedIndexInformer
-	onPod    func(uid string)
-	events   chan *corev1.Event
+	client    kubernetes.Interface
+	classes   versioned.Interface
+	node      string
+	log       *slog.Logger
+	informer  cache.SharedIndexInformer
+	onPod     func(uid string)
+	onSynced  func()
+	events    chan *corev1.Event
+	announced announcements
 }
 
 // New returns a Cluster that knows nothing yet: Run fills its cache.
 func New(cfg Config) *Cluster {
 	ofNode := fields.OneTermEqualSelector("spec.nodeName", cfg.Node).String()
 	return &Cluster{
-		client: cfg.Client,
-		node:   cfg.Node,
-		log:    cfg.Log,
+		client:  cfg.Client,
+		classes: cfg.Classes,
+		node:    cfg.Node,
+		log:     cfg.Log,
 		informer: coreinformers.NewFilteredPodInformer(cfg.Client, metav1.NamespaceAll, 0,
 			cache.Indexers{byUID: indexUID},
 			func(o *metav1.ListOptions) { o.FieldSelector = ofNode }),
-		onPod:  func(string) {},
-		events: make(chan *corev1.Event, eventQueue),
+		onPod:    func(string) {},
+		onSynced: func() {},
+		events:   make(chan *corev1.Event, eventQueue),
 	}
 }
 
@@ -70,6 +78,10 @@ func New(cfg Config) *Cluster {
 // away) or changed in what matters to its end. It must not block, and must be set before Run. The cache already holds the
 // news when it is called.
 func (c *Cluster) OnPod(f func(uid string)) { c.onPod = f }
+
+// OnSynced sets the function that is called once, when the cache has come to hold all of the node's pods. It must be set before
+// Run.
+func (c *Cluster) OnSynced(f func()) { c.onSynced = f }
 
 // Run keeps the cache current and posts events until ctx ends; then it waits for what it started. Events that still wait
 // are dropped. It may be called once. Its error says that the informer could not be set up; a lost API server is no error.
@@ -80,6 +92,11 @@ func (c *Cluster) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { c.informer.RunWithContext(ctx) })
 	wg.Go(func() { c.postEvents(ctx) })
+	wg.Go(func() {
+		if cache.WaitForCacheSync(ctx.Done(), c.informer.HasSynced) {
+			c.onSynced()
+		}
+	})
 	wg.Wait()
 	return nil
 }
@@ -102,8 +119,8 @@ func (c *Cluster) prepare() error {
 // Synced tells whether the cache has held all of the node's pods once. It stays true when the API server goes away.
 func (c *Cluster) Synced() bool { return c.informer.HasSynced() }
 
-// Pod returns the pod of that UID from the cache, reduced to identity, grace period, deletion, phase and the
-// DisruptionTarget condition. It must not be changed. Not there means little before Synced, and even then the cache may
+// Pod returns the pod of that UID from the cache, reduced to identity, grace period, deletion, phase, the
+// DisruptionTarget condition, and what Started and SubPath tell. It must not be changed. Not there means little before Synced, and even then the cache may
 // lag: see LivePod.
 func (c *Cluster) Pod(uid string) (*corev1.Pod, bool) {
 	found, err := c.informer.GetIndexer().ByIndex(byUID, uid)
@@ -154,6 +171,7 @@ func (c *Cluster) KubeletRenewed(ctx context.Context) (time.Time, error) {
 
 func (c *Cluster) added(obj any) {
 	if pod, ok := obj.(*corev1.Pod); ok {
+		c.announced.look(pod)
 		c.onPod(string(pod.UID))
 	}
 }
@@ -164,6 +182,7 @@ func (c *Cluster) updated(before, after any) {
 	if !ok || !ok2 {
 		return
 	}
+	c.announced.look(is)
 	if was.UID != is.UID {
 		// The cache's key is the name: a pod that was deleted and made anew between two lists arrives as an update.
 		c.onPod(string(was.UID))
@@ -175,7 +194,9 @@ func (c *Cluster) updated(before, after any) {
 
 func (c *Cluster) deleted(obj any) {
 	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = tombstone.Obj
+		obj = tombstone.Obj // missing in a list, of which nobody told
+	} else if pod, ok := obj.(*corev1.Pod); ok {
+		c.announced.add(string(pod.UID))
 	}
 	if pod, ok := obj.(*corev1.Pod); ok {
 		c.onPod(string(pod.UID))
@@ -221,8 +242,11 @@ func strip(obj any) (any, error) {
 			DeletionTimestamp:          pod.DeletionTimestamp,
 			DeletionGracePeriodSeconds: pod.DeletionGracePeriodSeconds,
 		},
-		Spec:   corev1.PodSpec{TerminationGracePeriodSeconds: pod.Spec.TerminationGracePeriodSeconds},
-		Status: corev1.PodStatus{Phase: pod.Status.Phase},
+		Spec: corev1.PodSpec{
+			TerminationGracePeriodSeconds: pod.Spec.TerminationGracePeriodSeconds,
+			Containers:                    subPaths(pod.Spec.Containers),
+		},
+		Status: corev1.PodStatus{Phase: pod.Status.Phase, ContainerStatuses: started(pod)},
 	}
 	for _, condition := range pod.Status.Conditions {
 		if condition.Type == corev1.DisruptionTarget {

@@ -88,6 +88,7 @@ func (j *Judge) Ended(ctx context.Context, g grant.Grant) grant.Verdict {
 	}
 	verdict := Ended(facts)
 	verdict.Grace = seenGrace
+	verdict.Announced = j.cluster.Announced(g.Volume.PodUID)
 	verdict.Warning = j.once(g.Volume, verdict.Warning)
 	return verdict
 }

@@ -1,0 +1,105 @@
+package kube
+
+import (
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Started tells whether a container of the pod, init containers included, has ever been started, as far as the cache knows.
+func (c *Cluster) Started(uid string) bool {
+	pod, ok := c.Pod(uid)
+	return ok && len(pod.Status.ContainerStatuses) > 0
+}
+
+// SubPath names a container of the pod that mounts the volume by subPath, and so never sees its files change; empty when there
+// is none, or the cache does not know the pod.
+func (c *Cluster) SubPath(uid, volume string) (container string) {
+	pod, ok := c.Pod(uid)
+	if !ok {
+		return ""
+	}
+	for _, c := range pod.Spec.Containers {
+		for _, mount := range c.VolumeMounts {
+			if mount.Name == volume {
+				return c.Name
+			}
+		}
+	}
+	return ""
+}
+
+// started reduces the containers' statuses to one that says whether any was started.
+func started(pod *corev1.Pod) []corev1.ContainerStatus {
+	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for _, s := range statuses {
+			if s.State.Running != nil || s.State.Terminated != nil || s.LastTerminationState.Terminated != nil {
+				return []corev1.ContainerStatus{{}}
+			}
+		}
+	}
+	return nil
+}
+
+// subPaths reduces containers to their mounts by subPath.
+func subPaths(containers []corev1.Container) (kept []corev1.Container) {
+	for _, c := range containers {
+		var mounts []corev1.VolumeMount
+		for _, m := range c.VolumeMounts {
+			if m.SubPath != "" || m.SubPathExpr != "" {
+				mounts = append(mounts, corev1.VolumeMount{Name: m.Name})
+			}
+		}
+		if len(mounts) > 0 {
+			kept = append(kept, corev1.Container{Name: c.Name, VolumeMounts: mounts})
+		}
+	}
+	return kept
+}
+
+// announcedFor is how long the announcement of an end is remembered after it was last seen: longer than kubelet needs to unmount.
+const announcedFor = time.Hour
+
+// announcements are the pods whose end the API server told of. The zero value is ready to use.
+type announcements struct {
+	mu   sync.Mutex
+	pods map[string]time.Time
+}
+
+// Announced tells whether the watch told of the pod's end: that its deletion was asked for, that it reached a terminal phase, or
+// that it was deleted. That a pod is merely missing in a list announces nothing.
+func (c *Cluster) Announced(uid string) bool {
+	if pod, ok := c.Pod(uid); ok && ending(pod) {
+		return true
+	}
+	a := &c.announced
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	seen, ok := a.pods[uid]
+	return ok && time.Since(seen) < announcedFor
+}
+
+func (a *announcements) look(pod *corev1.Pod) {
+	if ending(pod) {
+		a.add(string(pod.UID))
+	}
+}
+
+func (a *announcements) add(uid string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.pods == nil {
+		a.pods = make(map[string]time.Time)
+	}
+	for other, seen := range a.pods {
+		if time.Since(seen) >= announcedFor {
+			delete(a.pods, other)
+		}
+	}
+	a.pods[uid] = time.Now()
+}
+
+func ending(pod *corev1.Pod) bool {
+	return pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+}
