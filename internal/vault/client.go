@@ -38,6 +38,8 @@ const (
 	handshakeTimeout = 10 * time.Second
 	idleTimeout      = 2 * time.Minute // longer than the pause between two republishes
 	maxConnections   = 64              // to one server without HTTP/2
+	maxHeader        = 64 << 10        // of one reply, in bytes
+	maxRetryAfter    = 5 * time.Minute // more is a mistake, or malice: no credential outlives such a pause by much
 )
 
 // Pool holds one client, and so one set of connections, for each server and way to trust it. The zero value is ready to use.
@@ -85,6 +87,8 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 		MaxIdleConnsPerHost:   maxConnections,
 		MaxConnsPerHost:       maxConnections,
 		ForceAttemptHTTP2:     true,
+
+		MaxResponseHeaderBytes: maxHeader,
 	}
 	config := &api.Config{
 		Address:          s.Address,
@@ -218,9 +222,7 @@ func (c *Client) explain(in call, header http.Header, err error, neverSent bool)
 			out.Messages = presentable(answered.Errors, append(in.hide, in.token))
 		}
 		out.Kind = classify(out.Status, out.Messages)
-		if s, err := strconv.Atoi(header.Get("Retry-After")); err == nil && s > 0 {
-			out.RetryAfter = time.Duration(s) * time.Second
-		}
+		out.RetryAfter = retryAfter(header.Get("Retry-After"))
 	default:
 		if broken, ok := errors.AsType[*url.Error](err); ok { // its text repeats the URL
 			err = broken.Err
@@ -229,6 +231,18 @@ func (c *Client) explain(in call, header http.Header, err error, neverSent bool)
 		out.Kind = classifyTransport(err, neverSent)
 	}
 	return out
+}
+
+// retryAfter reads the header of that name: seconds, as Vault sends them, or a time, as a proxy before it may.
+func retryAfter(text string) time.Duration {
+	if at, err := http.ParseTime(text); err == nil {
+		return min(max(time.Until(at), 0), maxRetryAfter)
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil && !errors.Is(err, strconv.ErrRange) {
+		return 0
+	}
+	return time.Duration(min(n, uint64(maxRetryAfter/time.Second))) * time.Second
 }
 
 // presentable bounds and cleans texts of a server that may not be friendly.

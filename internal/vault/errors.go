@@ -129,11 +129,11 @@ func classify(status int, messages []string) Kind {
 		return NotExecuted
 	case status == http.StatusInternalServerError && says("local node not active"):
 		return NotExecuted
-	case status == http.StatusInternalServerError && says("does not exist during renewal"):
-		return Unrenewable // the auth role was deleted
+	case says("failed to renew entry") && says("does not exist during renewal", "could not find role", "past the max TTL"):
+		return Unrenewable // whatever the status: 500 for a token, 400 for a lease
 	case status >= 500:
 		return Failing
-	case status == http.StatusBadRequest && says("failed to renew entry") && !says("could not find role"):
+	case status == http.StatusBadRequest && says("failed to renew entry", "failed to revoke entry"):
 		return BackEndDown
 	case status == http.StatusBadRequest && says("lease not found", "invalid lease", "lease expired", "lease is expired", "token not found"):
 		return LeaseGone

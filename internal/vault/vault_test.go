@@ -136,6 +136,15 @@ func TestKinds(t *testing.T) {
 		"lease not renewable":        {fault(renew, 400, errs("lease is not renewable")), "lease", vault.Unrenewable},
 		"past the maximum":           {fault(renew, 400, errs("past the max TTL, cannot renew")), "lease", vault.Unrenewable},
 		"role of the engine deleted": {fault(renew, 400, errs(`failed to renew entry: could not find role with name "x"`)), "lease", vault.Unrenewable},
+		"past the maximum, engine":   {fault(renew, 400, errs("failed to renew entry: err: past the max TTL, cannot renew")), "lease", vault.Unrenewable},
+		"irrevocable":                {fault(renew, 400, errs("lease is expired and has failed previous revocation attempts")), "lease", vault.LeaseGone},
+		"lease of a token":           {fault(renew, 400, errs("tokens cannot be renewed through this endpoint")), "lease", vault.Unrenewable},
+		"batch token":                {fault(self, 400, errs("batch tokens cannot be renewed")), "token", vault.Unrenewable},
+		"token without default":      {fault(self, 403, errs("1 error occurred:\n\t* permission denied\n\n")), "token", vault.Denied},
+		"past the maximum, token":    {fault(self, 500, errs("failed to renew entry: past the max TTL, cannot renew")), "token", vault.Unrenewable},
+		"renewal while sealed":       {fault(self, 503, errs("Vault is sealed")), "token", vault.NotExecuted},
+		"renewal at a rate limit":    {fault(self, 429, errs("rate limit quota exceeded")), "token", vault.NotExecuted},
+		"back end down, revocation":  {fault(renew, 400, errs("failed to revoke entry: connection refused")), "lease", vault.BackEndDown},
 		"auth role deleted":          {func(v *vaulttest.Vault) { v.DeleteRole("my-app-role") }, "token", vault.Unrenewable},
 		"invalid token":              {fault(self, 403, errs("2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n")), "token", vault.InvalidToken},
 	}
@@ -340,6 +349,80 @@ func TestWhenToReadAgain(t *testing.T) {
 			}
 			if got := reply.RefreshAfter; got < tt.least || got > tt.most {
 				t.Errorf("read again after %s, want %s to %s", got, tt.least, tt.most)
+			}
+		})
+	}
+}
+
+func TestRetryAfterIsBounded(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"": 0, "10": 10 * time.Second, "-1": 0, "soon": 0, "0": 0,
+		"301": 5 * time.Minute, "9223372036854775807": 5 * time.Minute, "99999999999999999999999": 5 * time.Minute,
+		"Fri, 31 Dec 9999 23:59:59 GMT": 5 * time.Minute, "Thu, 01 Jan 1970 00:00:00 GMT": 0,
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", text)
+			w.WriteHeader(http.StatusTooManyRequests)
+		}))
+		c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var e *vault.Error
+		if err := c.RevokeSelf(t.Context(), vault.Session{Token: secret.New("t")}); !errors.As(err, &e) || e.RetryAfter != want {
+			t.Errorf("%q: %v; want %s", text, err, want)
+		}
+		srv.Close()
+	}
+}
+
+// A server that drips for ever holds up its own caller until the deadline, and one without end ends at the bound.
+func TestTarPits(t *testing.T) {
+	drip := func(w http.ResponseWriter, r *http.Request, head, text string) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		for _, err = conn.Write([]byte(head)); err == nil; _, err = conn.Write([]byte(text)) {
+			if len(text) > 1 {
+				continue
+			}
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-t.Context().Done():
+				return
+			}
+		}
+	}
+	const ok = "HTTP/1.1 200 OK\r\n"
+	long := strings.Repeat("x", 4096)
+	for name, test := range map[string]struct {
+		head, text string
+		inTime     bool // the bound ends it, not the deadline
+		want       vault.Kind
+	}{
+		"drips its headers": {ok + "A: ", "x", false, vault.InDoubt},
+		"drips its body":    {ok + "Content-Length: 1000000\r\n\r\n", " ", false, vault.InDoubt},
+		"endless headers":   {ok, "A: " + long + "\r\n", true, vault.InDoubt},
+		"endless body":      {ok + "\r\n", long, true, vault.NotVault},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { drip(w, r, test.head, test.text) }))
+			defer srv.Close()
+			c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL})
+			if err != nil {
+				t.Fatal(err)
+			}
+			limit := 3 * time.Second
+			if test.inTime {
+				limit = time.Minute
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			defer cancel()
+			_, err = c.Read(ctx, vault.Session{Token: secret.New("t")}, creds)
+			if vault.KindOf(err) != test.want || errors.Is(err, context.DeadlineExceeded) == test.inTime {
+				t.Errorf("%v; want kind %d", err, test.want)
 			}
 		})
 	}
