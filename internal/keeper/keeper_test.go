@@ -445,7 +445,7 @@ func TestRevokedOutsideIsHealed(t *testing.T) {
 		req := n.request("p", wantCreds...)
 		first := n.mount(req)
 		grants, _ := n.keeper.Grants()
-		client, err := (&vault.Pool{RoundTripper: n.vault}).Client(grants[0].Server)
+		client, err := (&vault.Pool{RoundTripper: n.vault}).Client(grants[0].Server, "default")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -34,7 +34,7 @@ const (
 // mount makes the volume's files with Vault's help, and returns them with the grant that they come from. Only one runs for a
 // volume at a time.
 func (k *Keeper) mount(ctx context.Context, req *spec.Request) ([]render.File, grant.Grant, error) {
-	client, err := k.Vaults.Client(req.Spec.Server)
+	client, err := k.Vaults.Client(req.Spec.Server, req.Pod.Namespace)
 	if err != nil {
 		return nil, grant.Grant{}, err
 	}

@@ -24,7 +24,7 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 	case g.Expire != "", k.Revoke == RevokeLog, k.Revoke == RevokeOff:
 		return g.Login.Limit, nil
 	}
-	client, err := k.Vaults.Client(g.Server)
+	client, err := k.Vaults.Client(g.Server, g.Pod.Namespace)
 	if err != nil {
 		return k.later(g, err)
 	}

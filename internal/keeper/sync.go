@@ -107,7 +107,7 @@ func (k *Keeper) keep(ctx context.Context, g grant.Grant) (grant.Instant, error)
 // renew renews the token and the leases that are due, and warns of what no renewal can keep alive. One that fails does not keep
 // the others from being tried, unless Vault cannot be reached at all.
 func (k *Keeper) renew(ctx context.Context, g grant.Grant) (grant.Instant, error) {
-	client, err := k.Vaults.Client(g.Server)
+	client, err := k.Vaults.Client(g.Server, g.Pod.Namespace)
 	if err != nil {
 		return k.later(g, err)
 	}

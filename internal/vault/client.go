@@ -42,38 +42,91 @@ const (
 	maxRetryAfter    = 5 * time.Minute // more is a mistake, or malice: no credential outlives such a pause by much
 )
 
-// Pool holds one client, and so one set of connections, for each server and way to trust it. The zero value is ready to use.
+// A tenant, which is a namespace of pods, chooses the addresses of its volumes, so that clients must be bounded.
+const (
+	clientsPerTenant = 16
+	clientsInAll     = 256
+)
+
+// Pool holds one client, and so one set of connections, for each server and way to trust it, whichever tenants use it. Who
+// uses too many loses the one that it used longest ago. The zero value is ready to use.
 type Pool struct {
 	// RoundTripper takes the network's place; nil for the network. For tests that meet Vault at the wire.
 	RoundTripper http.RoundTripper
 
 	mu      sync.Mutex
+	clock   uint64 // counts uses
 	clients map[spec.Server]*Client
+	used    map[string]map[spec.Server]uint64 // when a tenant last used a server
 }
 
-// Client returns the client of a server. The error says which file of the TLS setting could not be used.
-func (p *Pool) Client(s spec.Server) (*Client, error) {
+// Client returns the client of a server for a tenant. The error says which file of the TLS setting could not be used.
+func (p *Pool) Client(s spec.Server, tenant string) (*Client, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c, ok := p.clients[s]; ok {
-		return c, nil
+	c, ok := p.clients[s]
+	if !ok {
+		var err error
+		if c, err = newClient(s, p.RoundTripper); err != nil {
+			return nil, err
+		}
+		if p.clients == nil {
+			p.clients, p.used = make(map[spec.Server]*Client), make(map[string]map[spec.Server]uint64)
+		}
+		p.clients[s] = c
 	}
-	c, err := newClient(s, p.RoundTripper)
-	if err != nil {
-		return nil, err
+	if p.used[tenant] == nil {
+		p.used[tenant] = make(map[spec.Server]uint64)
 	}
-	if p.clients == nil {
-		p.clients = make(map[spec.Server]*Client)
+	p.clock++
+	p.used[tenant][s] = p.clock
+	if len(p.used[tenant]) > clientsPerTenant {
+		p.drop(tenant)
 	}
-	p.clients[s] = c
+	for len(p.clients) > clientsInAll {
+		p.drop(p.greediest(tenant))
+	}
 	return c, nil
+}
+
+// greediest returns the tenant of the most clients: the one that asks, unless another has more.
+func (p *Pool) greediest(tenant string) string {
+	for t, servers := range p.used {
+		if len(servers) > len(p.used[tenant]) {
+			tenant = t
+		}
+	}
+	return tenant
+}
+
+// drop takes from a tenant what it used longest ago. A client that nobody else uses goes: its idle connections are closed
+// now, and those with requests under way after these.
+func (p *Pool) drop(tenant string) {
+	var oldest spec.Server
+	last := p.clock + 1
+	for s, at := range p.used[tenant] {
+		if at < last {
+			oldest, last = s, at
+		}
+	}
+	if delete(p.used[tenant], oldest); len(p.used[tenant]) == 0 {
+		delete(p.used, tenant)
+	}
+	for _, servers := range p.used {
+		if _, ok := servers[oldest]; ok {
+			return
+		}
+	}
+	p.clients[oldest].closeIdle()
+	delete(p.clients, oldest)
 }
 
 // Client speaks to one server. It holds no token: each call is given its own.
 type Client struct {
-	server  spec.Server
-	api     *api.Client
-	cluster clusterMemo
+	server    spec.Server
+	api       *api.Client
+	closeIdle func()
+	cluster   clusterMemo
 }
 
 func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
@@ -113,7 +166,7 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 	client.ClearToken()
 	client.SetMaxRetries(0)
 	client.SetClientTimeout(0) // every call brings its own deadline
-	return &Client{server: s, api: client}, nil
+	return &Client{server: s, api: client, closeIdle: transport.CloseIdleConnections}, nil
 }
 
 // careful cuts every body that is larger than MaxReply, and keeps net/http from sending a request again.

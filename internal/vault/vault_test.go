@@ -25,7 +25,7 @@ var (
 
 func client(t *testing.T, v *vaulttest.Vault) *vault.Client {
 	t.Helper()
-	c, err := (&vault.Pool{RoundTripper: v}).Client(spec.Server{Address: v.URL})
+	c, err := (&vault.Pool{RoundTripper: v}).Client(spec.Server{Address: v.URL}, "shop")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestHostileServerDoesNotSpeakThroughUs(t *testing.T) {
 		_, _ = fmt.Fprintf(w, `{"errors":["you sent %s\n\u001b[31m", %q, "3", "4"]}`, jwt, strings.Repeat("x", 10000))
 	}))
 	defer srv.Close()
-	c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL})
+	c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL}, "shop")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +219,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	defer other.Close()
 	srv := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
 	defer srv.Close()
-	c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL})
+	c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL}, "shop")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func TestTLS(t *testing.T) {
 	defer srv.Close()
 	srv.Config.ErrorLog = nil
 	revoke := func(s spec.Server) error {
-		c, err := new(vault.Pool).Client(s)
+		c, err := new(vault.Pool).Client(s, "shop")
 		if err != nil {
 			return err
 		}
@@ -263,7 +263,7 @@ func TestNobodyListens(t *testing.T) {
 	}
 	address := "http://" + l.Addr().String()
 	_ = l.Close()
-	c, err := new(vault.Pool).Client(spec.Server{Address: address})
+	c, err := new(vault.Pool).Client(spec.Server{Address: address}, "shop")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,7 +279,7 @@ func TestSilentServerIsInDoubt(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-quiet }))
 	defer srv.Close()
 	defer close(quiet)
-	c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL})
+	c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL}, "shop")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,7 +298,7 @@ func TestReadOverAKeptConnectionIsSentOnce(t *testing.T) {
 	v.Serve(t)
 	v.Role("my-app-role", vaulttest.Role{TTL: time.Hour})
 	v.Dynamic(creds.Path, vaulttest.Dynamic{TTL: time.Minute})
-	c, err := new(vault.Pool).Client(spec.Server{Address: v.URL})
+	c, err := new(vault.Pool).Client(spec.Server{Address: v.URL}, "shop")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,9 +317,9 @@ func TestReadOverAKeptConnectionIsSentOnce(t *testing.T) {
 
 func TestOneClientForOneServer(t *testing.T) {
 	var p vault.Pool
-	a, _ := p.Client(spec.Server{Address: "http://127.0.0.1:1"})
-	b, _ := p.Client(spec.Server{Address: "http://127.0.0.1:1"})
-	c, _ := p.Client(spec.Server{Address: "http://127.0.0.1:1", ServerName: "x"})
+	a, _ := p.Client(spec.Server{Address: "http://127.0.0.1:1"}, "shop")
+	b, _ := p.Client(spec.Server{Address: "http://127.0.0.1:1"}, "shop")
+	c, _ := p.Client(spec.Server{Address: "http://127.0.0.1:1", ServerName: "x"}, "shop")
 	if a != b || a == c {
 		t.Error("clients are not shared by server and trust")
 	}
@@ -364,7 +364,7 @@ func TestRetryAfterIsBounded(t *testing.T) {
 			w.Header().Set("Retry-After", text)
 			w.WriteHeader(http.StatusTooManyRequests)
 		}))
-		c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL})
+		c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL}, "shop")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -410,7 +410,7 @@ func TestTarPits(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { drip(w, r, test.head, test.text) }))
 			defer srv.Close()
-			c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL})
+			c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL}, "shop")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -425,5 +425,34 @@ func TestTarPits(t *testing.T) {
 				t.Errorf("%v; want kind %d", err, test.want)
 			}
 		})
+	}
+}
+
+func TestATenantOfManyServersLosesItsOwnOldest(t *testing.T) {
+	var p vault.Pool
+	get := func(tenant, host string) *vault.Client {
+		t.Helper()
+		c, err := p.Client(spec.Server{Address: "http://" + host}, tenant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	shared, own := get("shop", "shared"), get("shop", "own")
+	greedyShared, oldest := get("greedy", "shared"), get("greedy", "0")
+	if greedyShared != shared {
+		t.Error("two tenants of one server do not share its client")
+	}
+	for i := range 100 {
+		get("greedy", fmt.Sprint("more-", i))
+	}
+	if get("greedy", "0") == oldest {
+		t.Error("a tenant keeps more clients than it may")
+	}
+	for i := range 250 { // with these there are too many in all
+		get(fmt.Sprint("tenant-", i), fmt.Sprint("theirs-", i))
+	}
+	if get("shop", "shared") != shared || get("shop", "own") != own {
+		t.Error("a tenant of two servers lost one to others")
 	}
 }
