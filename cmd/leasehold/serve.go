@@ -98,7 +98,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	events := admin.NewEvents()
 	k, err := keeper.New(keeper.Config{
 		Store: ledger, Vaults: new(vault.Pool), Ended: judge.Ended, Event: events.Count(cluster.Event), Now: bootTime, Log: log,
-		OrphanTTL: o.orphanTTL, Revoke: o.revoke, Started: cluster.Started, SubPath: cluster.SubPath, Synced: cluster.SyncedObjects,
+		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Synced: cluster.SyncedObjects,
 	})
 	if err != nil {
 		return nil, err

@@ -68,6 +68,9 @@ type Grant struct {
 	Gap time.Duration
 	// Unanswered: no answer with the volume's files was handed out yet.
 	Unanswered bool
+	// Answered is when the first answer was handed out, by the wall clock, until it was compared with the start of the pod's
+	// containers; zero before and after.
+	Answered time.Time
 	// Expire says why the pod's end revokes nothing, so that all runs out by itself; empty when it does revoke.
 	Expire string
 	// SyncAsked: whether its leased objects are copied into Secrets was asked; Expire holds the answer.
@@ -114,6 +117,8 @@ type Verdict struct {
 	Grace time.Duration
 	// Check is how soon to ask again even when nothing wakes; zero when a change of the pod will wake.
 	Check time.Duration
+	// Started is when the pod's first container was started, by the wall clock; zero when none was or it is not known.
+	Started time.Time
 	// Announced: the watch told of the end; it was not only concluded from the pod's absence.
 	Announced bool
 	// Warning is the text of an event that is due on the pod; empty for none.

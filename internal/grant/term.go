@@ -8,8 +8,8 @@ const (
 	// usualGap is the longest time between a change of the files and the next republish at the driver's and kubelet's default
 	// pace: one rotation poll interval (2 m) and one republish (up to 90 s). It stands in until a gap was seen.
 	usualGap = 3*time.Minute + 30*time.Second
-	// gapMargin is added to a gap for the republish to do its work in.
-	gapMargin = 30 * time.Second
+	// another is added to a gap: a second republish, should the first fail, and the time to do its work in.
+	another = 2 * time.Minute
 	// One try to renew may take what two failed ones leave time for, within these bounds.
 	shortestTry, longestTry = 2 * time.Second, 30 * time.Second
 )
@@ -132,10 +132,10 @@ func (t Term) LateAt(gap time.Duration) Instant {
 	return t.Expiry().Add(-t.room(gap) / 2)
 }
 
-// room is how long before its end a replacement is sought: at least a third of its life, and time for one republish, but of a
-// short life at least half is used.
+// room is how long before its end a replacement is sought: at least a third of its life, and time for one republish and another,
+// but at least half of all its life is used.
 func (t Term) room(gap time.Duration) time.Duration {
-	return max(t.Full/3, min(known(gap)+gapMargin, t.Full/2))
+	return max(t.Full/3, min(known(gap)+another, max(t.Full, t.Span())/2))
 }
 
 // Floor is the shortest maximum life that can be replaced without a lapse when republishes come as far apart as gap. A zero gap

@@ -116,7 +116,7 @@ func TestDue(t *testing.T) {
 		at   time.Duration // from when on it is due
 	}{
 		{"a third of a long life", 3 * time.Hour, 2 * time.Hour},
-		{"the room of a republish", 10 * time.Minute, 6 * time.Minute},
+		{"the room of two republishes", 15 * time.Minute, 9*time.Minute + 30*s},
 		{"half of a short life", 6 * time.Minute, 3 * time.Minute},
 		{"half of a very short life", 20 * s, 10 * s},
 	}
@@ -262,13 +262,21 @@ func properties(t *testing.T, term grant.Term, jitter float64, now grant.Instant
 func TestDueWithAGap(t *testing.T) {
 	for _, test := range []struct{ life, gap, at time.Duration }{
 		{10 * time.Minute, 10 * s, 10*time.Minute - 200*s},
-		{10 * time.Minute, 4 * time.Minute, 10*time.Minute - 270*s},
+		{20 * time.Minute, 6 * time.Minute, 12 * time.Minute},
 		{10 * time.Minute, time.Hour, 5 * time.Minute},
 	} {
 		term := grant.NewTerm(boot, test.life, false)
 		if at := boot.Add(test.at); term.Due(at-1, test.gap) || !term.Due(at, test.gap) {
 			t.Errorf("a life of %s at a gap of %s: not due from %s on", test.life, test.gap, test.at)
 		}
+	}
+}
+
+// TestDueOfALongLifeInShortParts: it is half of the whole life that must be used, not of the part last given.
+func TestDueOfALongLifeInShortParts(t *testing.T) {
+	term := grant.NewTerm(boot, 6*time.Minute, true).Renewed(boot.Add(12*time.Minute), 4*time.Minute, 0, true)
+	if at := boot.Add(12 * time.Minute); term.Extends() || !term.Due(at, 0) {
+		t.Errorf("at the maximum, with 4m left of 16m: extends %t, due %t", term.Extends(), term.Due(at, 0))
 	}
 }
 

@@ -112,18 +112,13 @@ func (k *Keeper) noteGap(g grant.Grant, gap time.Duration) {
 	}
 }
 
-// answered notes that the volume's files are handed out. When a container was started before, the driver published the volume
-// without them: it takes a mount whose answer never arrived for done (facts of driver v1.6.0: a retry within the rotation poll
-// interval returns success without asking the provider).
+// answered notes when the volume's files are first handed out. A container that was started before then was given an empty volume:
+// see startedEmpty.
 func (k *Keeper) answered(ctx context.Context, g grant.Grant) error {
 	if !g.Unanswered || ctx.Err() != nil {
 		return nil
 	}
-	if k.Started(g.Pod.UID) {
-		k.Event(g.Pod, "Warning", "StartedEmpty", fmt.Sprintf("volume %q: a container was started before the volume's files were first handed to the CSI driver, so it may see an empty folder: restart the pod if it misses its secrets",
-			g.Volume.Volume))
-	}
-	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Unanswered = false; return nil })
+	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Unanswered, g.Answered = false, time.Now(); return nil })
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("recording the answer: %w", err)
 	}

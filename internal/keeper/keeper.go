@@ -65,8 +65,6 @@ type Config struct {
 	OrphanTTL time.Duration
 	// Revoke is RevokeOn when empty. What was not revoked is as soon as a later process may.
 	Revoke RevokeMode
-	// Started tells whether a container of the pod was started, as far as is known; nil for never.
-	Started func(podUID string) bool
 	// SubPath names a container that mounts the volume by subPath, so that it never sees a change; empty for none. nil for never.
 	SubPath func(podUID, volume string) string
 	// Synced lists the names of the class's objects that the driver copies into Secrets; nil for none ever.
@@ -104,9 +102,6 @@ func New(c Config) (*Keeper, error) {
 	}
 	if c.OrphanTTL < 2*grant.RequestTimeout {
 		return nil, fmt.Errorf("an orphan TTL of %s is too short: renewals need at least %s", c.OrphanTTL, 2*grant.RequestTimeout)
-	}
-	if c.Started == nil {
-		c.Started = func(string) bool { return false }
 	}
 	if c.SubPath == nil {
 		c.SubPath = func(string, string) string { return "" }

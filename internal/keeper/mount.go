@@ -170,7 +170,7 @@ func (k *Keeper) claim(req *spec.Request) (c claim, err error) {
 			switch {
 			case g.State == grant.Active:
 				c.shown = true
-				fresh.Gap, fresh.Unanswered = g.Gap, g.Unanswered
+				fresh.Gap, fresh.Unanswered, fresh.Answered = g.Gap, g.Unanswered, g.Answered
 				if same { // what was found out of the class holds
 					fresh.SyncAsked, fresh.Expire = g.SyncAsked, g.Expire
 				}

@@ -23,6 +23,8 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 		return 0, k.forget(g, "ran out")
 	case g.Expire != "", k.Revoke == RevokeLog, k.Revoke == RevokeOff:
 		return g.Login.Limit, nil
+	case g.Unsettled(now) != 0:
+		return grant.Earliest(g.Unsettled(now), g.Login.Limit), nil
 	}
 	client, err := k.Vaults.Client(g.Server, g.Pod.Namespace)
 	if err != nil {

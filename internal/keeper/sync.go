@@ -62,17 +62,34 @@ func (k *Keeper) note(g grant.Grant, v grant.Verdict) (grant.Grant, error) {
 	if v.Warning != "" {
 		k.Event(g.Pod, "Warning", "EndUnclear", v.Warning)
 	}
-	grace := g.Grace
+	grace, compared := g.Grace, g.Answered.IsZero() || v.Started.IsZero()
 	if v.Grace != 0 {
 		grace = v.Grace
 	}
-	if (g.FolderSeen || !v.FolderSeen) && grace == g.Grace {
+	if (g.FolderSeen || !v.FolderSeen) && grace == g.Grace && compared {
 		return g, nil
+	}
+	if !compared {
+		k.startedEmpty(g, v.Started)
 	}
 	return k.Store.Update(g.ID, func(g *grant.Grant) error {
 		g.FolderSeen, g.Grace = g.FolderSeen || v.FolderSeen, grace
+		if !compared {
+			g.Answered = time.Time{}
+		}
 		return nil
 	})
+}
+
+// startedEmpty tells of a container that was started before the volume's files were first handed out. The driver published the
+// volume without them: it takes a mount whose answer never arrived for done (v1.6.0: a retry within the rotation poll interval
+// succeeds without asking the provider).
+func (k *Keeper) startedEmpty(g grant.Grant, started time.Time) {
+	const rounding = time.Second // the API states whole seconds
+	if early := g.Answered.Sub(started); early > rounding {
+		k.Event(g.Pod, "Warning", "StartedEmpty", fmt.Sprintf("volume %q: a container was started %s before the volume's files were first handed to the CSI driver, "+
+			"so it may see an empty folder: restart the pod if it misses its secrets", g.Volume.Volume, early.Round(time.Second)))
+	}
 }
 
 // end lets go of a grant whose pod is over, as soon as no Mount is working with it: a read that returns after the token's

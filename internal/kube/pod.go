@@ -5,12 +5,30 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Started tells whether a container of the pod, init containers included, has ever been started, as far as the cache knows.
-func (c *Cluster) Started(uid string) bool {
-	pod, ok := c.Pod(uid)
-	return ok && len(pod.Status.ContainerStatuses) > 0
+// Started is when the first container of a pod, init containers included, was started; zero when none was, as far as its status
+// tells.
+func Started(pod *corev1.Pod) (first time.Time) {
+	see := func(at metav1.Time) {
+		if first.IsZero() || at.Time.Before(first) {
+			first = at.Time
+		}
+	}
+	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for _, s := range statuses {
+			if s.State.Running != nil {
+				see(s.State.Running.StartedAt)
+			}
+			for _, ended := range []*corev1.ContainerStateTerminated{s.State.Terminated, s.LastTerminationState.Terminated} {
+				if ended != nil {
+					see(ended.StartedAt)
+				}
+			}
+		}
+	}
+	return first
 }
 
 // SubPath names a container of the pod that mounts the volume by subPath, and so never sees its files change; empty when there
@@ -30,16 +48,14 @@ func (c *Cluster) SubPath(uid, volume string) (container string) {
 	return ""
 }
 
-// started reduces the containers' statuses to one that says whether any was started.
+// started reduces the containers' statuses to what Started tells of them.
 func started(pod *corev1.Pod) []corev1.ContainerStatus {
-	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
-		for _, s := range statuses {
-			if s.State.Running != nil || s.State.Terminated != nil || s.LastTerminationState.Terminated != nil {
-				return []corev1.ContainerStatus{{}}
-			}
-		}
+	first := Started(pod)
+	if first.IsZero() {
+		return nil
 	}
-	return nil
+	running := &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(first)}
+	return []corev1.ContainerStatus{{State: corev1.ContainerState{Running: running}}}
 }
 
 // subPaths reduces containers to their mounts by subPath.

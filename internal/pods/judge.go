@@ -72,10 +72,12 @@ func New(cfg Config) *Judge {
 func (j *Judge) Ended(ctx context.Context, g grant.Grant) grant.Verdict {
 	facts := Facts{Grace: g.Grace}
 	var seenGrace time.Duration
+	var started time.Time
 	pod, object, watched := j.object(ctx, g)
 	if pod != nil {
 		seenGrace = gracePeriod(pod)
 		facts.Grace = seenGrace
+		started = kube.Started(pod)
 	}
 	facts.Object, facts.Unwatched = object, !watched
 	facts.Folder = j.folders.find(g.Volume, g.FolderSeen)
@@ -87,7 +89,7 @@ func (j *Judge) Ended(ctx context.Context, g grant.Grant) grant.Verdict {
 		facts.Alive = j.kubeletAlive(ctx, since)
 	}
 	verdict := Ended(facts)
-	verdict.Grace = seenGrace
+	verdict.Grace, verdict.Started = seenGrace, started
 	verdict.Announced = j.cluster.Announced(g.Volume.PodUID)
 	verdict.Warning = j.once(g.Volume, verdict.Warning)
 	return verdict

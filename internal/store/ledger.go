@@ -37,6 +37,7 @@ type record struct {
 	Grace          time.Duration  `json:"grace,omitempty"`
 	Gap            time.Duration  `json:"gap,omitempty"`
 	Unanswered     bool           `json:"unanswered,omitempty"`
+	Answered       time.Time      `json:"answered,omitzero"`
 	Expire         string         `json:"expire,omitempty"`
 	SyncAsked      bool           `json:"syncAsked,omitempty"`
 	Cause          string         `json:"cause,omitempty"`
@@ -59,7 +60,7 @@ func putGrant(tx *bbolt.Tx, g grant.Grant) error {
 		State: g.State, Created: g.Created, Cluster: g.Cluster,
 		Token: g.Token.Reveal(), Accessor: g.Accessor.Reveal(), Login: g.Login, Unleasable: g.Unleasable,
 		BusyUntil: g.BusyUntil, Tried: g.Tried, FolderSeen: g.FolderSeen, Grace: g.Grace,
-		Gap: g.Gap, Unanswered: g.Unanswered, Expire: g.Expire, SyncAsked: g.SyncAsked,
+		Gap: g.Gap, Unanswered: g.Unanswered, Answered: g.Answered, Expire: g.Expire, SyncAsked: g.SyncAsked,
 		Cause: g.Cause, Failures: g.Failures, Problem: g.Problem,
 	}
 	for _, l := range g.Leases {
@@ -95,7 +96,7 @@ func decodeGrant(value []byte) (grant.Grant, error) {
 		State: r.State, Created: r.Created, Cluster: r.Cluster,
 		Token: secret.New(r.Token), Accessor: secret.New(r.Accessor), Login: r.Login, Unleasable: r.Unleasable,
 		BusyUntil: r.BusyUntil, Tried: r.Tried, FolderSeen: r.FolderSeen, Grace: r.Grace,
-		Gap: r.Gap, Unanswered: r.Unanswered, Expire: r.Expire, SyncAsked: r.SyncAsked,
+		Gap: r.Gap, Unanswered: r.Unanswered, Answered: r.Answered, Expire: r.Expire, SyncAsked: r.SyncAsked,
 		Cause: r.Cause, Failures: r.Failures, Problem: r.Problem,
 	}
 	for _, l := range r.Leases {

@@ -208,3 +208,25 @@ func (l *lease) fire(v *Vault, at time.Time) {
 	delete(v.users, l.user)
 	l.due, l.revoked = time.Time{}, true
 }
+
+// RevokeLease ends a lease as an operator would: sys/leases/revoke. Unknown leases are left alone.
+func (v *Vault) RevokeLease(id string) {
+	now := v.enter()
+	defer v.mu.Unlock()
+	if l := v.byLease[id]; l != nil {
+		v.expireLeaseLocked(l, now.Add(v.revocation), now)
+		v.settleLocked(now)
+	}
+}
+
+// RevokeAccessor ends a token and all that hangs on it as an operator would: auth/token/revoke-accessor.
+func (v *Vault) RevokeAccessor(accessor string) {
+	now := v.enter()
+	defer v.mu.Unlock()
+	for _, t := range v.tokens {
+		if t.accessor == accessor {
+			v.revokeTokenLocked(t, now)
+			v.settleLocked(now)
+		}
+	}
+}
