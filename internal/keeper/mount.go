@@ -34,6 +34,24 @@ const (
 // mount makes the volume's files with Vault's help, and returns them with the grant that they come from. Only one runs for a
 // volume at a time.
 func (k *Keeper) mount(ctx context.Context, req *spec.Request) ([]render.File, grant.Grant, error) {
+	files, g, err := k.mountWith(ctx, req, "")
+	if refused, ok := errors.AsType[*refusedTokenError](err); ok { // whoever made the token, this Vault wants another
+		return k.mountWith(ctx, req, refused.grant)
+	}
+	return files, g, err
+}
+
+// refusedTokenError: Vault does not know the token of a grant that an earlier Mount made.
+type refusedTokenError struct {
+	grant string
+	error
+}
+
+// Unwrap returns Vault's refusal.
+func (e *refusedTokenError) Unwrap() error { return e.error }
+
+// mountWith is mount with any grant of the volume but one; none is excluded when except is empty.
+func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string) ([]render.File, grant.Grant, error) {
 	client, err := k.Vaults.Client(req.Spec.Server, req.Pod.Namespace)
 	if err != nil {
 		return nil, grant.Grant{}, err
@@ -42,7 +60,7 @@ func (k *Keeper) mount(ctx context.Context, req *spec.Request) ([]render.File, g
 		return nil, grant.Grant{}, err
 	}
 	began := k.Now()
-	c, err := k.claim(req)
+	c, err := k.claim(req, except)
 	if err != nil {
 		return nil, grant.Grant{}, fmt.Errorf("recording the mount: %w", err)
 	}
@@ -52,7 +70,12 @@ func (k *Keeper) mount(ctx context.Context, req *spec.Request) ([]render.File, g
 	}
 	c.busy = max(c.busy, inDoubt)
 	if err != nil {
-		return nil, grant.Grant{}, errors.Join(err, k.setBack(c, err))
+		failure := errors.Join(err, k.setBack(c, err))
+		if vault.KindOf(err) == vault.InvalidToken && !c.grant.Token.IsZero() {
+			_, _ = k.tokenRefused(ctx, client, c.grant, err)
+			failure = &refusedTokenError{c.grant.ID, failure}
+		}
+		return nil, grant.Grant{}, failure
 	}
 	g, err := k.activate(c)
 	if err != nil {
@@ -157,9 +180,9 @@ type claim struct {
 	busy grant.Instant
 }
 
-// claim picks the grant to work with, or records a new one, and marks it busy. Whatever else the volume has that no Mount will
+// claim picks the grant to work with, not the one excepted, or records a new one, and marks it busy. Whatever else the volume has that no Mount will
 // use again is let go.
-func (k *Keeper) claim(req *spec.Request) (c claim, err error) {
+func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 	now := k.Now()
 	busy := now.Add(claimLife)
 	var dropped []string
@@ -174,10 +197,10 @@ func (k *Keeper) claim(req *spec.Request) (c claim, err error) {
 				if same { // what was found out of the class holds
 					fresh.SyncAsked, fresh.Expire = g.SyncAsked, g.Expire
 				}
-				if !same || !g.Readable(now) || g.TokenDue(now) {
+				if !same || g.ID == except || !g.Readable(now) || g.TokenDue(now) {
 					continue
 				}
-			case g.State == grant.Partial && same && g.Readable(now):
+			case g.State == grant.Partial && same && g.ID != except && g.Readable(now):
 				g.State = grant.Pending // a crash from here on leaves reads that nobody knows of
 			case g.State == grant.Partial, g.State == grant.Pending:
 				g.State, g.Expire, g.Cause = grant.Revoking, "", "a later mount of the volume cannot go on from it"

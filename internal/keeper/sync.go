@@ -175,7 +175,12 @@ func (k *Keeper) renewToken(ctx context.Context, client *vault.Client, g grant.G
 		return g, err
 	}
 	k.Log.Debug("renewed a token", "grant", g.ID, "ttl", life.TTL)
+	cluster := g.Cluster
+	if cluster == "" { // it could not be asked for at the login; what renews the token is its own
+		cluster, _ = within(ctx, grant.RequestTimeout, func(ctx context.Context) (string, error) { return client.RecentCluster(ctx), nil })
+	}
 	return k.Store.Update(g.ID, func(g *grant.Grant) error {
+		g.Cluster = cluster
 		g.Login = g.Login.Renewed(from, life.TTL, increment, life.Renewable)
 		return nil
 	})

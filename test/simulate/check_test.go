@@ -132,7 +132,7 @@ func (w *world) last() {
 		w.mu.Lock()
 		lost := w.lost[l.Accessor]
 		w.mu.Unlock()
-		if l.Irrevocable || !l.Revoked && !lost {
+		if !l.Revoked && !lost {
 			w.violated("I2", l.Path, "is left as a lease (irrevocable: %t)", l.Irrevocable)
 		}
 	}

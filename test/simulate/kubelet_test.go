@@ -146,8 +146,9 @@ func (p *pod) publish(first bool) codes.Code {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	out, err := w.mount(ctx, p.request())
+	driverFails := err == nil && !w.calm() && w.dice.roll(p.name, "driver fails") < 0.01
 	w.mu.Lock()
-	if p.misses++; err == nil && !p.failed {
+	if p.misses++; err == nil && !p.failed && !driverFails {
 		p.misses = 0
 	}
 	w.mu.Unlock()
@@ -158,7 +159,7 @@ func (p *pod) publish(first bool) codes.Code {
 		}
 		return status.Code(err)
 	}
-	if !w.calm() && w.dice.roll(p.name, "driver fails") < 0.01 {
+	if driverFails {
 		w.happened("driver failed after our success", "%s", p.name)
 		if remount || !first {
 			return codes.OK
