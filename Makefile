@@ -4,8 +4,13 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
-# How long `make fuzz` spends on each target.
-TIME ?= 30s
+# How long `make fuzz` spends on each target, and `make simulate` in all.
+TIME ?= $(if $(filter simulate,$(MAKECMDGOALS)),60s,30s)
+# Of `make simulate`: the world to replay, or how many pod lives to run in place of TIME.
+SEED ?=
+LIVES ?=
+# How many of the planted bugs `make planted` tries, beginning with another one every day; empty for all.
+BUGS ?=
 
 # Programs that cost minutes to build are kept here, outside the checkout.
 export LEASEHOLD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/leasehold
@@ -59,6 +64,15 @@ e2e-fast: ## End-to-end tests on the light bed: real API server, Vault and Postg
 .PHONY: e2e
 e2e: ## End-to-end tests on the full bed: kubelet, containerd and the real driver as well; root
 	BED=full go test -tags e2e -count=1 -v -timeout 60m ./test/e2e
+
+.PHONY: simulate
+simulate: ## Pod lives on virtual time, everything failing, for TIME (default 60s) or LIVES lives; SEED=n replays a world
+	@SIMULATE_SEED='$(SEED)' SIMULATE_LIVES='$(LIVES)' SIMULATE_TIME='$(TIME)' \
+		go test -count=1 -timeout 0 -run '^TestSimulate$$' -v ./test/simulate | grep -v '^=== \|^    --- \|^        --- '
+
+.PHONY: planted
+planted: ## Bugs planted into a copy of the code, one at a time; the simulation must find each: BUGS=n tries n of them
+	@go run ./test/simulate/planted -n '$(BUGS)'
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for TIME each (default 30s)

@@ -122,6 +122,7 @@ func (k *Keeper) answered(ctx context.Context, g grant.Grant) error {
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("recording the answer: %w", err)
 	}
+	k.queue.Add(g.ID)
 	return nil
 }
 

@@ -35,6 +35,9 @@ func TestSimulate(t *testing.T) {
 		return
 	}
 	wanted, limit := number(t, "SIMULATE_LIVES", 0), span(t, "SIMULATE_TIME")
+	if wanted > 0 {
+		limit = 0
+	}
 	if wanted == 0 && limit == 0 {
 		wanted = 8 * lives
 	}
