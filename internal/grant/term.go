@@ -1,12 +1,15 @@
 package grant
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 const (
 	// renewEvery is the longest pause between two renewals, so that a revocation by somebody else is noticed.
 	renewEvery = 10 * time.Minute
 	// usualGap is the longest time between a change of the files and the next republish at the driver's and kubelet's default
-	// pace: one rotation poll interval (2 m) and one republish (up to 90 s). It stands in until a gap was seen.
+	// pace: one rotation poll interval (2 m) and one republish (up to 90 s).
 	usualGap = 3*time.Minute + 30*time.Second
 	// another is added to a gap: a second republish, should the first fail, and the time to do its work in.
 	another = 2 * time.Minute
@@ -133,18 +136,11 @@ func (t Term) LateAt(gap time.Duration) Instant {
 }
 
 // room is how long before its end a replacement is sought: at least a third of its life, and time for one republish and another,
-// but at least half of all its life is used.
+// but at least half of all its life is used. A gap below the usual one is not relied on: it may be that of a mere retry.
 func (t Term) room(gap time.Duration) time.Duration {
-	return max(t.Full/3, min(known(gap)+another, max(t.Full, t.Span())/2))
+	return max(t.Full/3, min(max(gap, usualGap)+another, max(t.Full, t.Span())/2))
 }
 
 // Floor is the shortest maximum life that can be replaced without a lapse when republishes come as far apart as gap. A zero gap
 // is that of the driver's and kubelet's default pace.
-func Floor(gap time.Duration) time.Duration { return 2 * known(gap) }
-
-func known(gap time.Duration) time.Duration {
-	if gap == 0 {
-		return usualGap
-	}
-	return gap
-}
+func Floor(gap time.Duration) time.Duration { return 2 * cmp.Or(gap, usualGap) }

@@ -261,7 +261,7 @@ func properties(t *testing.T, term grant.Term, jitter float64, now grant.Instant
 // TestDueWithAGap: republishes that were seen far apart are given more room, up to half of the life.
 func TestDueWithAGap(t *testing.T) {
 	for _, test := range []struct{ life, gap, at time.Duration }{
-		{10 * time.Minute, 10 * s, 10*time.Minute - 200*s},
+		{12 * time.Minute, 10 * s, 12*time.Minute - 330*s},
 		{20 * time.Minute, 6 * time.Minute, 12 * time.Minute},
 		{10 * time.Minute, time.Hour, 5 * time.Minute},
 	} {

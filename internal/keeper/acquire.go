@@ -69,7 +69,7 @@ func (k *Keeper) Acquire(ctx context.Context, req *spec.Request) ([]render.File,
 		if err != nil {
 			return held.filesOr(err)
 		}
-		var done <-chan struct{} = crowded
+		done := crowded
 		if f != nil {
 			done = f.done
 		}
@@ -119,11 +119,11 @@ func (k *Keeper) answered(ctx context.Context, g grant.Grant) error {
 		return nil
 	}
 	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Unanswered, g.Answered = false, time.Now(); return nil })
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("recording the answer: %w", err)
-	}
 	k.queue.Add(g.ID)
-	return nil
+	if errors.Is(err, store.ErrNotFound) { // the pod ended meanwhile
+		err = nil
+	}
+	return err
 }
 
 // Leave has every waiting Mount answered now. Their requests under way come to their end; no more are begun.
