@@ -208,6 +208,7 @@ func (k *Keeper) renewLease(ctx context.Context, client *vault.Client, g grant.G
 		k.lost(g, fmt.Sprintf("the lease of %q was revoked or expired", l.Read.Path))
 		return change(func(t grant.Term) grant.Term { return t.Lost(from) })
 	case vault.Unrenewable, vault.Denied:
+		k.Log.Debug("a lease cannot be renewed any more", "grant", g.ID, "path", l.Read.Path, "err", err)
 		return change(func(t grant.Term) grant.Term { t.Renewable = false; return t })
 	}
 	if err != nil {

@@ -23,6 +23,10 @@ func fill(t *testing.T, v reflect.Value, n *int) {
 		v.Set(reflect.ValueOf(secret.New("secret " + strconv.Itoa(*n))))
 		return
 	}
+	if v.Type() == reflect.TypeFor[time.Time]() {
+		v.Set(reflect.ValueOf(time.Unix(int64(*n), 0).UTC()))
+		return
+	}
 	switch v.Kind() {
 	case reflect.Struct:
 		for _, field := range v.Fields() {

@@ -192,7 +192,7 @@ func (p *pod) write(files map[string]string) {
 	} else {
 		w.sayLocked("%s: shows %s", p.name, files["user"])
 	}
-	p.shown, p.frozen, p.mounted, p.renewed = files, time.Now(), true, p.kind.rotates || time.Now().Before(w.awayUntil)
+	p.shown, p.frozen, p.mounted, p.renewed = files, time.Now(), true, p.kind.rotates || time.Now().Before(w.awayUntil) || w.revoked[w.issued[files["user"]]]
 	p.leases[w.issued[files["user"]]] = true
 }
 

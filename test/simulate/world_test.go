@@ -222,7 +222,7 @@ func (p *process) kill() {
 		p.w.sayLocked("the provider is killed")
 		p.w.mu.Unlock()
 		p.stop()
-		p.w.background.Go(func() { _ = p.store.Close() })
+		_ = p.store.Close()
 	})
 }
 
