@@ -37,10 +37,15 @@ type node struct {
 	// stateMax is the store's content limit; zero for the default.
 	stateMax int64
 	log      *bytes.Buffer
+	// configure changes what start begins with; nil for nothing.
+	configure func(*keeper.Config)
 
-	mu     sync.Mutex
-	ended  map[string]bool // pod UIDs
-	events []string
+	mu    sync.Mutex
+	ended map[string]bool // pod UIDs
+	// unannounced: nobody told of the ends.
+	unannounced bool
+	started     time.Time // of the pods' containers
+	events      []string
 
 	store  *store.Store
 	keeper *keeper.Keeper
@@ -78,10 +83,14 @@ func (n *node) start() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	n.keeper, err = keeper.New(keeper.Config{
+	config := keeper.Config{
 		Store: n.store, Vaults: &vault.Pool{RoundTripper: n.wire}, Now: now, Ended: n.verdict, Event: n.event,
 		Log: slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
+	}
+	if n.configure != nil {
+		n.configure(&config)
+	}
+	n.keeper, err = keeper.New(config)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -105,7 +114,7 @@ func (n *node) start() {
 func (n *node) verdict(_ context.Context, g grant.Grant) grant.Verdict {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return grant.Verdict{Ended: n.ended[g.Pod.UID], Reason: "the test says so", FolderSeen: true, Grace: 30 * time.Second}
+	return grant.Verdict{Ended: n.ended[g.Pod.UID], Reason: "the test says so", FolderSeen: true, Grace: 30 * time.Second, Announced: !n.unannounced, Started: n.started}
 }
 
 func (n *node) event(pod spec.Pod, eventtype, reason, message string) {
@@ -119,6 +128,14 @@ func (n *node) had(reason string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Contains(n.events, reason)
+}
+
+// reconfigure ends the process and begins another with a changed configuration.
+func (n *node) reconfigure(configure func(*keeper.Config)) {
+	n.t.Helper()
+	n.stop()
+	n.configure = configure
+	n.start()
 }
 
 // end is the proven end of a pod.

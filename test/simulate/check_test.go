@@ -109,7 +109,15 @@ func (w *world) gaveLocked(a asked) {
 	if i < 0 {
 		return
 	}
-	if p := w.pods[i]; p.shown != nil && !p.renewed && !time.Now().Before(w.awayUntil) {
+	p := w.pods[i]
+	if a.op == "login" && p.shown == nil {
+		// A failing mount goes on with the token it has, unless the process with it died or the class was edited.
+		p.logins++
+		if most := 3 + w.count["kills"] + w.count["graceful restart"] + w.count["class edited"] + w.count[replyLost] + w.count[failedLate]; p.logins > most {
+			w.violatedLocked("I4", p.name, "was given %d tokens before it showed anything", p.logins)
+		}
+	}
+	if p.shown != nil && !p.renewed && !time.Now().Before(w.awayUntil) {
 		w.violatedLocked("restart", a.pod, "was given a new %s although nothing called for it", a.op)
 	}
 }

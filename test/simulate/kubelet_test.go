@@ -61,6 +61,7 @@ type pod struct {
 	// renewed: something happened that rightly brings new credentials.
 	renewed bool
 	rotated bool
+	logins  int             // before it showed anything
 	leases  map[string]bool // those that were shown
 	excused time.Time
 	failed  bool      // the republish under way could not refresh
@@ -73,7 +74,7 @@ type pod struct {
 func newPod(w *world, i int) *pod {
 	p := &pod{w: w, leases: map[string]bool{}, name: fmt.Sprintf("pod-%d", i), uid: fmt.Sprintf("uid-%d-%x", i, w.seed)}
 	p.kind = kinds[int(w.dice.roll(p.name, "kind")*float64(len(kinds)))]
-	p.end = w.dice.pick(p.name, "end", odds{{"force delete", 0.2}, {"job", 0.2}, {"driver down", 0.1}, {"deleted object first", 0.1}, {"delete", 1}})
+	p.end = w.dice.pick(p.name, "end", odds{{"force delete", 0.2}, {"job", 0.2}, {"driver down", 0.1}, {"deleted object first", 0.1}, {"stuck unmount", 0.05}, {"delete", 1}})
 	role := p.kind.token
 	w.vault.Role(p.name, role)
 	w.vault.Dynamic(p.path(), p.kind.lease)
@@ -105,7 +106,7 @@ func (p *pod) live() {
 
 // publishUntil is kubelet's first mount with its retries; false when the pod's time was up before.
 func (p *pod) publishUntil(ends time.Time) bool {
-	denials := 3 + int(p.w.dice.roll(p.name, "denials")*4)
+	denials := 4 + int(p.w.dice.roll(p.name, "denials")*5)
 	for try, pause := 1, 500*time.Millisecond; time.Now().Before(ends); try, pause = try+1, min(2*pause, 122*time.Second) {
 		if p.kind.denied && try == denials {
 			p.w.vault.KV2("secret/data/"+p.name, map[string]any{"k": p.name})
@@ -246,6 +247,11 @@ func (p *pod) finish() {
 		time.Sleep(12 * time.Minute)
 		p.unmount()
 		p.remove()
+	case "stuck unmount": // the folder stays, and kubelet lives
+		w.add("stuck unmounts")
+		p.remove()
+		time.Sleep(grace)
+		p.stopContainers()
 	case "deleted object first":
 		p.terminate()
 		time.Sleep(grace)

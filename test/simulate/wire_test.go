@@ -220,7 +220,7 @@ func (w *world) replied(a asked, resp *http.Response, lost bool) {
 	defer w.mu.Unlock()
 	switch {
 	case a.op == "login" && out.Auth != nil:
-		w.tokens[out.Auth.Token] = a.pod
+		w.tokens[out.Auth.Token], w.born[out.Auth.Accessor] = a.pod, time.Now()
 		if lost {
 			w.lost[out.Auth.Accessor] = true
 		}

@@ -56,10 +56,11 @@ type world struct {
 	process *process
 	quiet   bool // no more faults
 	tokens  map[string]string
-	lost    map[string]bool   // accessors of tokens that nobody can know
-	pairs   map[string]string // user to password, as Vault gave them out
-	issued  map[string]string // user to lease
-	revoked map[string]bool   // users whose credentials somebody else revoked
+	lost    map[string]bool      // accessors of tokens that nobody can know
+	born    map[string]time.Time // accessor to when it was given out
+	pairs   map[string]string    // user to password, as Vault gave them out
+	issued  map[string]string    // user to lease
+	revoked map[string]bool      // users whose credentials somebody else revoked
 	leases  map[string]time.Time
 	count   map[string]int
 	lines   []string
@@ -71,7 +72,7 @@ type world struct {
 func newWorld(t testing.TB, seed uint64, dir string) *world {
 	w := &world{
 		t: t, seed: seed, dice: newDice(seed), begin: time.Now(), dir: dir, vault: vaulttest.New(t), log: new(tape), over: make(chan struct{}),
-		tokens: map[string]string{}, lost: map[string]bool{}, pairs: map[string]string{}, issued: map[string]string{}, revoked: map[string]bool{},
+		tokens: map[string]string{}, lost: map[string]bool{}, born: map[string]time.Time{}, pairs: map[string]string{}, issued: map[string]string{}, revoked: map[string]bool{},
 		leases: map[string]time.Time{}, count: map[string]int{}, broken: map[string]bool{},
 	}
 	w.net = newAPI(w)
@@ -220,6 +221,11 @@ func (p *process) kill() {
 		p.w.process = nil
 		p.w.count["kills"]++
 		p.w.sayLocked("the provider is killed")
+		for accessor, at := range p.w.born {
+			if at.Equal(time.Now()) { // the kill came between the reply and its record
+				p.w.lost[accessor] = true
+			}
+		}
 		p.w.mu.Unlock()
 		p.stop()
 		_ = p.store.Close()
