@@ -9,6 +9,8 @@ TIME ?= $(if $(filter simulate,$(MAKECMDGOALS)),60s,30s)
 # Of `make simulate`: the world to replay, or how many pod lives to run in place of TIME.
 SEED ?=
 LIVES ?=
+# Of `make crash`: short, or empty for every effect.
+CRASH ?=
 # How many of the planted bugs `make planted` tries, beginning with another one every day; empty for all.
 BUGS ?=
 
@@ -64,6 +66,10 @@ e2e-fast: ## End-to-end tests on the light bed: real API server, Vault and Postg
 .PHONY: e2e
 e2e: ## End-to-end tests on the full bed: kubelet, containerd and the real driver as well; root
 	BED=full go test -tags e2e -count=1 -v -timeout 60m ./test/e2e
+
+.PHONY: crash
+crash: ## Kill the provider before and after each of its effects, on the light bed; CRASH=short tries every tenth
+	CRASH='$(CRASH)' go test -tags e2e -count=1 -v -timeout 90m ./test/crash | grep -v '^=== \|--- PASS.*killed/'
 
 .PHONY: simulate
 simulate: ## Pod lives on virtual time, everything failing, for TIME (default 60s) or LIVES lives; SEED=n replays a world

@@ -10,6 +10,7 @@ import (
 
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
+	"github.com/leasehold-csi/leasehold/internal/effect"
 	"github.com/leasehold-csi/leasehold/internal/keeper"
 	"github.com/leasehold-csi/leasehold/internal/render"
 	"github.com/leasehold-csi/leasehold/internal/spec"
@@ -64,6 +65,7 @@ func (s *Service) Mount(ctx context.Context, in *v1alpha1.MountRequest) (*v1alph
 	if err != nil {
 		return nil, statusOf(err, req)
 	}
+	effect.After(effect.Before("mount reply"))
 	return s.response(files), nil
 }
 

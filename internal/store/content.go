@@ -41,7 +41,7 @@ func (s *Store) PutAnswer(id string, a grant.Answer, change func(*grant.Grant) e
 	}
 	key := answerKey(id, a.Read)
 	grown, full := 0, false
-	err = s.db.Update(func(tx *bbolt.Tx) error {
+	err = s.commit(func(tx *bbolt.Tx) error {
 		if g, err = getGrant(tx, id); err != nil {
 			return err
 		}

@@ -25,6 +25,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
+	"github.com/leasehold-csi/leasehold/internal/effect"
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 )
@@ -184,7 +185,7 @@ func (s *Store) prepare(now grant.Instant) error {
 	if err != nil {
 		return fmt.Errorf("reading the boot id: %w", err)
 	}
-	return s.db.Update(func(tx *bbolt.Tx) error {
+	return s.commit(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{ledgerBucket, volumeBucket, contentBucket, metaBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return fmt.Errorf("preparing the store: %w", err)
@@ -223,9 +224,17 @@ func (s *Store) Close() error {
 	return errors.Join(s.db.Close(), s.lock.Close())
 }
 
+// commit is the one place at which the file changes.
+func (s *Store) commit(change func(*bbolt.Tx) error) error {
+	n := effect.Before("store commit")
+	err := s.db.Update(change)
+	effect.After(n)
+	return err
+}
+
 // Put records a new grant.
 func (s *Store) Put(g grant.Grant) error {
-	return s.db.Update(func(tx *bbolt.Tx) error {
+	return s.commit(func(tx *bbolt.Tx) error {
 		if err := tx.Bucket(volumeBucket).Put(indexKey(g.Volume, g.ID), nil); err != nil {
 			return fmt.Errorf("indexing the grant: %w", err)
 		}
@@ -245,7 +254,7 @@ func (s *Store) Get(id string) (g grant.Grant, err error) {
 // Update changes a grant in one transaction and returns it as it is afterwards. An error of change is returned as it is and
 // leaves the record alone, as does ErrNotFound.
 func (s *Store) Update(id string, change func(*grant.Grant) error) (g grant.Grant, err error) {
-	err = s.db.Update(func(tx *bbolt.Tx) error {
+	err = s.commit(func(tx *bbolt.Tx) error {
 		if g, err = getGrant(tx, id); err != nil {
 			return err
 		}
@@ -260,7 +269,7 @@ func (s *Store) Update(id string, change func(*grant.Grant) error) (g grant.Gran
 // UpdateVolume changes the grants of one volume, oldest first, in one transaction. An error of change is returned as it is and
 // leaves all records alone.
 func (s *Store) UpdateVolume(v spec.VolumeKey, change func([]*grant.Grant) error) error {
-	return s.db.Update(func(tx *bbolt.Tx) error {
+	return s.commit(func(tx *bbolt.Tx) error {
 		grants, err := byPrefix(tx, indexKey(v, ""))
 		if err != nil {
 			return err
@@ -284,7 +293,7 @@ func (s *Store) UpdateVolume(v spec.VolumeKey, change func([]*grant.Grant) error
 // Delete forgets a grant with its answers. Deleting what is not there is no error.
 func (s *Store) Delete(id string) error {
 	freed := 0
-	err := s.db.Update(func(tx *bbolt.Tx) error {
+	err := s.commit(func(tx *bbolt.Tx) error {
 		g, err := getGrant(tx, id)
 		if errors.Is(err, ErrNotFound) {
 			return nil

@@ -25,6 +25,7 @@ import (
 
 	"github.com/hashicorp/vault/api"
 
+	"github.com/leasehold-csi/leasehold/internal/effect"
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
@@ -238,13 +239,16 @@ func (c *Client) do(ctx context.Context, in call) (body []byte, header http.Head
 	req.BodyBytes = in.body
 
 	var dialing, connected atomic.Bool
+	sent := effect.Before("request sent")
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GetConn: func(string) { dialing.Store(true) },
-		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+		GetConn:      func(string) { dialing.Store(true) },
+		GotConn:      func(httptrace.GotConnInfo) { connected.Store(true) },
+		WroteRequest: func(httptrace.WroteRequestInfo) { effect.After(sent) },
 	})
 	//nolint:staticcheck // deprecated for general use, but the one call that takes a token per request and retries nothing
 	resp, err := client.RawRequestWithContext(ctx, req)
 	if resp != nil {
+		effect.After(effect.Before("reply received"))
 		defer func() { _ = resp.Body.Close() }()
 		header = resp.Header
 	}

@@ -149,7 +149,12 @@ func (p *pod) publish(first bool) codes.Code {
 	out, err := w.mount(ctx, p.request())
 	driverFails := err == nil && !w.calm() && w.dice.roll(p.name, "driver fails") < 0.01
 	w.mu.Lock()
-	if p.misses++; err == nil && !p.failed && !driverFails {
+	switch {
+	case driverFails: // it throws away what was just in time
+		p.misses += 2
+	case err != nil || p.failed:
+		p.misses++
+	default:
 		p.misses = 0
 	}
 	w.mu.Unlock()
