@@ -62,8 +62,9 @@ func openStore(ctx context.Context, o options, log *slog.Logger) (*store.Store, 
 		Dir: o.stateDir, AllowDisk: o.allowDisk, MaxBytes: o.stateMax, Now: bootTime,
 		Waiting: func() { log.Info("waiting for the process that holds the store", "dir", o.stateDir) },
 	})
-	if err == nil && s.Damaged() != "" {
-		log.Error("the store could not be read and was set aside; what it held runs out by itself", "file", s.Damaged())
+	if err == nil && s.Damaged().File != "" {
+		log.Error("the store could not be read and was set aside; what of its ledger was still whole is taken over, the rest runs out by itself",
+			"file", s.Damaged().File, "records", s.Damaged().Carried)
 	}
 	return s, err
 }

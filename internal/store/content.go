@@ -40,7 +40,7 @@ func (s *Store) PutAnswer(id string, a grant.Answer, change func(*grant.Grant) e
 		return g, err
 	}
 	key := answerKey(id, a.Read)
-	grown, full := 0, false
+	grown, full, again := 0, false, false
 	err = s.commit(func(tx *bbolt.Tx) error {
 		if g, err = getGrant(tx, id); err != nil {
 			return err
@@ -53,7 +53,8 @@ func (s *Store) PutAnswer(id string, a grant.Answer, change func(*grant.Grant) e
 		}
 		content := tx.Bucket(contentBucket)
 		grown = len(value) - len(content.Get(key))
-		if full = grown > 0 && s.Room(int64(grown)) != nil; full {
+		full = again || grown > 0 && s.Room(int64(grown)) != nil
+		if again = true; full { // also when the file system was, at the first go: the reserve is the ledger's
 			return nil
 		}
 		if err := content.Put(key, value); err != nil {

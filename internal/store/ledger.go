@@ -43,6 +43,8 @@ type record struct {
 	Cause          string         `json:"cause,omitempty"`
 	Failures       int            `json:"failures,omitempty"`
 	Problem        string         `json:"problem,omitempty"`
+	// Revision grows with every write of any record, so that the newest of several copies in a damaged file can be told.
+	Revision uint64 `json:"revision,omitempty"`
 }
 
 type leaseRecord struct {
@@ -66,6 +68,7 @@ func putGrant(tx *bbolt.Tx, g grant.Grant) error {
 	for _, l := range g.Leases {
 		r.Leases = append(r.Leases, leaseRecord{ID: l.ID.Reveal(), Read: l.Read, Term: l.Term, Superseded: l.Superseded, Warned: l.Warned})
 	}
+	r.Revision = uint64(tx.ID())
 	value, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encoding the grant: %w", err)
@@ -90,6 +93,10 @@ func decodeGrant(value []byte) (grant.Grant, error) {
 		// The decoder's message could quote the record, which holds a token.
 		return grant.Grant{}, fmt.Errorf("decoding a grant: %w", errDamaged)
 	}
+	return r.grant(), nil
+}
+
+func (r *record) grant() grant.Grant {
 	g := grant.Grant{
 		ID: r.ID, Volume: r.Volume, Pod: r.Pod, Class: r.Class,
 		Server: r.Server, Namespace: r.VaultNamespace, Auth: r.Auth, Digest: r.Digest,
@@ -102,7 +109,7 @@ func decodeGrant(value []byte) (grant.Grant, error) {
 	for _, l := range r.Leases {
 		g.Leases = append(g.Leases, grant.Lease{ID: secret.New(l.ID), Read: l.Read, Term: l.Term, Superseded: l.Superseded, Warned: l.Warned})
 	}
-	return g, nil
+	return g
 }
 
 // rebase lets every life begin anew at now with its stated length: the file comes from another boot, so its instants mean

@@ -22,7 +22,6 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"github.com/leasehold-csi/leasehold/internal/effect"
@@ -41,6 +40,8 @@ var (
 const (
 	fileName = "leasehold.db"
 	lockName = "lock"
+	// reserveName is a file that takes up the space which the ledger may need when there is no other.
+	reserveName = "reserve"
 	// DefaultMaxBytes is the content limit when none is set.
 	DefaultMaxBytes = 64 << 20
 )
@@ -76,9 +77,9 @@ type Store struct {
 	lock     *os.File
 	maxBytes int64
 	key      []byte
-	// damaged is where an unreadable file was put; empty when there was none.
-	damaged string
-	content contentSize
+	damaged  Salvage
+	reserve  reserve
+	content  contentSize
 }
 
 // Open takes the lock, waiting for another process to leave until ctx ends, and opens the file.
@@ -93,7 +94,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{lock: lock, maxBytes: cfg.MaxBytes}
+	s := &Store{lock: lock, maxBytes: cfg.MaxBytes, reserve: reserve{filepath.Join(cfg.Dir, reserveName)}}
 	if s.maxBytes == 0 {
 		s.maxBytes = DefaultMaxBytes
 	}
@@ -101,7 +102,14 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		_ = lock.Close()
 		return nil, err
 	}
-	if err := s.prepare(cfg.Now()); err != nil {
+	err = s.prepare(cfg.Now())
+	if err == nil && s.damaged.File != "" {
+		err = s.carryOver(cfg.AllowDisk, cfg.Now())
+	}
+	if err == nil {
+		err = s.reserve.fill()
+	}
+	if err != nil {
 		_ = s.Close()
 		return nil, err
 	}
@@ -152,21 +160,22 @@ func takeLock(ctx context.Context, cfg Config) (*os.File, error) {
 	}
 }
 
-// open opens the file; one that bbolt cannot read is set aside, because a daemon that cannot start helps nobody.
+// open opens the file; one that cannot be read is set aside, because a daemon that cannot start helps nobody.
 func (s *Store) open(path string) error {
+	// The free list is written, although it could be found again: bbolt does that in goroutines of its own, where the panic that a
+	// damaged page causes cannot be caught.
 	options := &bbolt.Options{
-		NoSync: true, NoGrowSync: true, NoFreelistSync: true,
+		NoSync: true, NoGrowSync: true,
 		FreelistType: bbolt.FreelistMapType,
 		Timeout:      time.Second,
 	}
-	db, err := bbolt.Open(path, 0o600, options)
-	var system unix.Errno
-	if err != nil && !errors.As(err, &system) && !errors.Is(err, bolterrors.ErrTimeout) { // not the system's fault: the file's
-		s.damaged = path + ".damaged"
-		if err := os.Rename(path, s.damaged); err != nil {
+	db, err := openSound(path, options)
+	if errors.Is(err, errUnsound) {
+		s.damaged.File = path + ".damaged"
+		if err := os.Rename(path, s.damaged.File); err != nil {
 			return fmt.Errorf("setting the damaged store aside: %w", err)
 		}
-		db, err = bbolt.Open(path, 0o600, options)
+		db, err = openSound(path, options)
 	}
 	if err != nil {
 		return fmt.Errorf("opening the store: %w", err)
@@ -174,9 +183,6 @@ func (s *Store) open(path string) error {
 	s.db = db
 	return nil
 }
-
-// Damaged is the path to which an unreadable file was moved at Open; empty when there was none.
-func (s *Store) Damaged() string { return s.damaged }
 
 // prepare makes the buckets, draws the key for object versions, counts the content, and starts lives anew when the file
 // comes from another boot (only with AllowDisk), whose instants mean nothing now.
@@ -224,10 +230,13 @@ func (s *Store) Close() error {
 	return errors.Join(s.db.Close(), s.lock.Close())
 }
 
-// commit is the one place at which the file changes.
+// commit is the one place at which the file changes. When the file system is full the reserve is used up.
 func (s *Store) commit(change func(*bbolt.Tx) error) error {
 	n := effect.Before("store commit")
 	err := s.db.Update(change)
+	if errors.Is(err, unix.ENOSPC) && s.reserve.release() {
+		err = s.db.Update(change)
+	}
 	effect.After(n)
 	return err
 }
@@ -314,6 +323,7 @@ func (s *Store) Delete(id string) error {
 	})
 	if err == nil {
 		s.content.add(-freed)
+		err = s.reserve.fill() // what was given back may do for it
 	}
 	return err
 }

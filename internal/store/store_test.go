@@ -64,7 +64,7 @@ func ids(t *testing.T, grants []grant.Grant, err error) string {
 func TestModes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "state")
 	open(t, config(dir))
-	want := map[string]fs.FileMode{".": fs.ModeDir | 0o700, "lock": 0o600, "leasehold.db": 0o600}
+	want := map[string]fs.FileMode{".": fs.ModeDir | 0o700, "lock": 0o600, "leasehold.db": 0o600, "reserve": 0o600}
 	got := map[string]fs.FileMode{}
 	must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -187,9 +187,9 @@ func TestUnreadableFileIsSetAside(t *testing.T) {
 			must(t, os.WriteFile(path, content, 0o600))
 
 			s = open(t, config(dir))
-			aside, err := os.ReadFile(s.Damaged())
+			aside, err := os.ReadFile(s.Damaged().File)
 			if err != nil || string(aside) != string(content) {
-				t.Errorf("the damaged file was not kept at %q: %v", s.Damaged(), err)
+				t.Errorf("the damaged file was not kept at %q: %v", s.Damaged().File, err)
 			}
 			must(t, s.Put(newGrant("new", "uid", "creds")))
 			if got := allIDs(t, s); got != "new" {
@@ -223,8 +223,8 @@ func TestSoundFileIsKept(t *testing.T) {
 	}
 	closeStore(t, s)
 	s = open(t, config(dir))
-	if s.Damaged() != "" || string(s.VersionKey()) != key {
-		t.Errorf("damaged %q; same version key: %t", s.Damaged(), string(s.VersionKey()) == key)
+	if s.Damaged() != (store.Salvage{}) || string(s.VersionKey()) != key {
+		t.Errorf("damaged %+v; same version key: %t", s.Damaged(), string(s.VersionKey()) == key)
 	}
 	if other := open(t, config(t.TempDir())); string(other.VersionKey()) == key {
 		t.Error("another node has the same version key")

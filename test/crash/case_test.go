@@ -110,10 +110,14 @@ func (m *matrix) run(t *testing.T, s scenario, crash string) points {
 	l.awaitNothing(mark)
 	all := l.effects()
 	l.stop()
-	if s.fromEnd {
+	switch {
+	case crash != "":
+		return points{}
+	case s.fromEnd:
 		return points{len(before), all[len(before):]}
+	default:
+		return points{0, before}
 	}
-	return points{0, before}
 }
 
 func (l *life) write(path string, data map[string]any) {
