@@ -56,7 +56,7 @@ func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string
 	if err != nil {
 		return nil, grant.Grant{}, err
 	}
-	if err := k.Store.Room(roomPerMount); err != nil {
+	if err := k.Store.Room(req.Pod.Namespace, roomPerMount); err != nil {
 		return nil, grant.Grant{}, err
 	}
 	began := k.Now()

@@ -7,7 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync/atomic"
+	"sync"
 
 	"go.etcd.io/bbolt"
 
@@ -15,18 +15,42 @@ import (
 	"github.com/leasehold-csi/leasehold/internal/spec"
 )
 
-// contentSize counts the bytes of all answers.
-type contentSize struct{ n atomic.Int64 }
+// contentSize counts the bytes of all answers, and of each namespace's.
+type contentSize struct {
+	mu         sync.Mutex
+	all        int64
+	namespaces map[string]int64
+}
 
-func (c *contentSize) add(n int) { c.n.Add(int64(n)) }
+func (c *contentSize) add(namespace string, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.namespaces == nil {
+		c.namespaces = make(map[string]int64)
+	}
+	c.all += int64(n)
+	if c.namespaces[namespace] += int64(n); c.namespaces[namespace] == 0 {
+		delete(c.namespaces, namespace)
+	}
+}
 
 // Bytes is the size of all answers together.
-func (s *Store) Bytes() int64 { return s.content.n.Load() }
+func (s *Store) Bytes() int64 {
+	s.content.mu.Lock()
+	defer s.content.mu.Unlock()
+	return s.content.all
+}
 
-// Room returns ErrFull when n more bytes of answers would not fit.
-func (s *Store) Room(n int64) error {
-	if s.Bytes()+n > s.maxBytes {
+// Room returns ErrFull when n more bytes of answers would not fit, or would take a namespace beyond half of what there is: one
+// tenant leaves room for the others.
+func (s *Store) Room(namespace string, n int64) error {
+	s.content.mu.Lock()
+	defer s.content.mu.Unlock()
+	switch {
+	case s.content.all+n > s.maxBytes:
 		return ErrFull
+	case s.content.namespaces[namespace]+n > s.maxBytes/2:
+		return fmt.Errorf("namespace %s has its share, half of it: %w", namespace, ErrFull)
 	}
 	return nil
 }
@@ -53,7 +77,7 @@ func (s *Store) PutAnswer(id string, a grant.Answer, change func(*grant.Grant) e
 		}
 		content := tx.Bucket(contentBucket)
 		grown = len(value) - len(content.Get(key))
-		full = again || grown > 0 && s.Room(int64(grown)) != nil
+		full = again || grown > 0 && s.Room(g.Pod.Namespace, int64(grown)) != nil
 		if again = true; full { // also when the file system was, at the first go: the reserve is the ledger's
 			return nil
 		}
@@ -68,7 +92,7 @@ func (s *Store) PutAnswer(id string, a grant.Answer, change func(*grant.Grant) e
 	case full:
 		return g, ErrFull
 	}
-	s.content.add(grown)
+	s.content.add(g.Pod.Namespace, grown)
 	return g, nil
 }
 

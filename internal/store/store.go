@@ -215,8 +215,9 @@ func (s *Store) prepare(now grant.Instant) error {
 		if err := meta.Put(bootKey, boot); err != nil {
 			return fmt.Errorf("keeping the boot id: %w", err)
 		}
-		return tx.Bucket(contentBucket).ForEach(func(_, v []byte) error {
-			s.content.add(len(v))
+		return tx.Bucket(contentBucket).ForEach(func(k, v []byte) error {
+			g, _ := getGrant(tx, string(k[:bytes.IndexByte(k, '/')])) // of one that cannot be read the namespace is not known
+			s.content.add(g.Pod.Namespace, len(v))
 			return nil
 		})
 	})
@@ -301,7 +302,7 @@ func (s *Store) UpdateVolume(v spec.VolumeKey, change func([]*grant.Grant) error
 
 // Delete forgets a grant with its answers. Deleting what is not there is no error.
 func (s *Store) Delete(id string) error {
-	freed := 0
+	freed, namespace := 0, ""
 	err := s.commit(func(tx *bbolt.Tx) error {
 		g, err := getGrant(tx, id)
 		if errors.Is(err, ErrNotFound) {
@@ -313,6 +314,7 @@ func (s *Store) Delete(id string) error {
 		if err := tx.Bucket(volumeBucket).Delete(indexKey(g.Volume, id)); err != nil {
 			return fmt.Errorf("unindexing the grant: %w", err)
 		}
+		namespace = g.Pod.Namespace
 		if freed, err = deleteAnswers(tx, id); err != nil {
 			return err
 		}
@@ -322,7 +324,7 @@ func (s *Store) Delete(id string) error {
 		return nil
 	})
 	if err == nil {
-		s.content.add(-freed)
+		s.content.add(namespace, -freed)
 		err = s.reserve.fill() // what was given back may do for it
 	}
 	return err

@@ -372,13 +372,13 @@ func TestAnswers(t *testing.T) {
 
 func TestFullStoreRecordsTheLease(t *testing.T) {
 	cfg := config(t.TempDir())
-	cfg.MaxBytes = 1000
+	cfg.MaxBytes = 2000 // one namespace has half of it
 	s := open(t, cfg)
 	must(t, s.Put(newGrant("g", "uid", "creds")))
-	if err := s.Room(1000); err != nil {
+	if err := s.Room("", 1000); err != nil {
 		t.Errorf("empty: %v", err)
 	}
-	if err := s.Room(1001); !errors.Is(err, store.ErrFull) || !strings.Contains(err.Error(), "--state-max") {
+	if err := s.Room("", 1001); !errors.Is(err, store.ErrFull) || !strings.Contains(err.Error(), "--state-max") {
 		t.Errorf("more than fits: %v", err)
 	}
 	_, err := s.PutAnswer("g", answer("a", strings.Repeat("x", 600)), nothing)

@@ -13,6 +13,8 @@ const (
 	// settle is how long after the last end everything must have been given back: what a dead process may have left under way,
 	// the breaker's pause, kubelet's proof of life for a pod that was never seen, and the pauses between tries.
 	settle = 40 * time.Minute
+	// shaky is how long after a short outage a volume may still be one republish from a lapse: the shortest life.
+	shaky = 6 * time.Minute
 	// heal is what may pass after an outage, or a revocation by somebody else, until a volume shows working credentials: the
 	// longest pause between two renewals, the driver's poll interval, and two republishes, with room for tries that fail.
 	heal = 18 * time.Minute
@@ -52,7 +54,7 @@ func (w *world) look() {
 	for _, p := range w.pods {
 		w.mu.Lock()
 		// What is due is replaced in time if one of two republishes can; it must not take many.
-		missed := p.misses >= 2 && p.misses < 6
+		missed := (p.misses >= 2 || p.misses == 1 && now.Before(w.shakyUntil)) && p.misses < 6
 		user, uses := p.shown["user"], p.running && !p.empty && !excused && now.After(p.excused) && !missed
 		kills := w.count["kills"]
 		w.mu.Unlock()

@@ -51,6 +51,9 @@ func (w *world) strike(kind string) {
 		if lapse {
 			w.excuse(d + heal)
 		}
+		w.mu.Lock()
+		w.shakyUntil = time.Now().Add(d + shaky)
+		w.mu.Unlock()
 		time.Sleep(d)
 		set(false)
 		w.say("it is over")

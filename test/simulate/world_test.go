@@ -67,6 +67,8 @@ type world struct {
 	broken  map[string]bool // invariant and pod
 	// awayUntil is until when an outage, and the time to recover from it, excuse a lapse.
 	awayUntil time.Time
+	// shakyUntil is until when a short outage may have delayed the news that a maximum was reached, so that one republish is left.
+	shakyUntil time.Time
 }
 
 func newWorld(t testing.TB, seed uint64, dir string) *world {
