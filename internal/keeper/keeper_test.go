@@ -499,7 +499,7 @@ func TestOldContentOutlivesAFailedRefresh(t *testing.T) {
 func TestFullStoreLeavesMountedVolumesAlone(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		n.stop()
-		n.stateMax = 2 << 20
+		n.stateMax = 2 * (2 << 20)
 		n.start()
 		n.vault.KV2("secret/data/large", map[string]any{"k": strings.Repeat("x", 3<<19)})
 		req := n.request("p", "k=secret/data/large#k")
