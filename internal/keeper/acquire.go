@@ -11,7 +11,6 @@ import (
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/render"
 	"github.com/leasehold-csi/leasehold/internal/spec"
-	"github.com/leasehold-csi/leasehold/internal/store"
 )
 
 // Errors of Acquire that are neither Vault's nor the request's fault.
@@ -115,15 +114,14 @@ func (k *Keeper) noteGap(g grant.Grant, gap time.Duration) {
 // answered notes when the volume's files are first handed out. A container that was started before then was given an empty volume:
 // see startedEmpty.
 func (k *Keeper) answered(ctx context.Context, g grant.Grant) error {
-	if !g.Unanswered || ctx.Err() != nil {
-		return nil
+	if caller := ctx.Err(); caller != nil || !g.Unanswered {
+		return caller
 	}
-	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Unanswered, g.Answered = false, time.Now(); return nil })
+	if _, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Unanswered, g.Answered = false, time.Now(); return nil }); err != nil {
+		return fmt.Errorf("recording the answer: %w", err)
+	}
 	k.queue.Add(g.ID)
-	if errors.Is(err, store.ErrNotFound) { // the pod ended meanwhile
-		err = nil
-	}
-	return err
+	return nil
 }
 
 // Leave has every waiting Mount answered now. Their requests under way come to their end; no more are begun.

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,7 +55,7 @@ const (
 var scenarios = []scenario{
 	{name: "first mount", objects: threePaths},
 	{name: "failed mount", objects: missingPath, play: func(l *life) {
-		l.tryMount() // it cannot succeed; whatever it says, the next goes on from it
+		_ = l.tryMount(l.t.Context()) // it cannot succeed; whatever it says, the next goes on from it
 		l.write("secret/data/"+l.name+"-missing", map[string]any{"data": map[string]any{"password": "x"}})
 	}},
 	{name: "rotation", role: map[string]any{"default_ttl": "90s", "max_ttl": "90s"}, play: func(l *life) {
@@ -133,9 +134,7 @@ func (l *life) like(path, name string, changes map[string]any) {
 	if err != nil || found == nil {
 		l.t.Fatalf("reading %s: %v", path, err)
 	}
-	for key, value := range changes {
-		found.Data[key] = value
-	}
+	maps.Copy(found.Data, changes)
 	l.write(filepath.Dir(path)+"/"+name, found.Data)
 }
 
@@ -266,7 +265,7 @@ func (l *life) effects() []string {
 }
 
 // tryMount is one Mount call of the driver's.
-func (l *life) tryMount() error {
+func (l *life) tryMount(ctx context.Context) error {
 	l.revive()
 	objects := fmt.Sprintf("- {objectName: user, secretPath: database/creds/%[1]s, secretKey: username}\n- {objectName: pass, secretPath: database/creds/%[1]s, secretKey: password}\n", l.name)
 	if l.s.objects != "" {
@@ -282,7 +281,7 @@ func (l *life) tryMount() error {
 		return err
 	}
 	l.makeFolder()
-	ctx, cancel := context.WithTimeout(l.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	answer, err := v1alpha1.NewCSIDriverProviderClient(l.conn).Mount(ctx, &v1alpha1.MountRequest{
 		Attributes: string(attributes), Permission: "420", TargetPath: filepath.Join(l.folder(), "mount"),
@@ -301,7 +300,7 @@ func (l *life) tryMount() error {
 // mustMount mounts as kubelet does, until it succeeds, and logs in with what the volume shows.
 func (l *life) mustMount() {
 	l.t.Helper()
-	eventually(l.t, "the volume is mounted", func(context.Context) error { return l.tryMount() })
+	eventually(l.t, "the volume is mounted", l.tryMount)
 	l.mustLogIn()
 }
 
@@ -320,7 +319,7 @@ func (l *life) replaced() {
 		if err := l.bed.CanLogIn(ctx, was["user"], was["pass"]); err != nil {
 			l.t.Errorf("the credentials do not log in before they are replaced: %v", err)
 		}
-		if err := l.tryMount(); err != nil {
+		if err := l.tryMount(ctx); err != nil {
 			return err
 		}
 		if l.files["user"] == was["user"] {

@@ -1,4 +1,3 @@
-//nolint:forbidigo // sleeps inside synctest bubbles only
 package simulate_test
 
 import (

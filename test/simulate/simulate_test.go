@@ -129,31 +129,6 @@ func shm() string {
 	return ""
 }
 
-// play lives all pods' lives to their end, and then some.
-func (w *world) play() {
-	if err := os.MkdirAll(w.dir+"/pods", 0o755); err != nil {
-		w.t.Fatal(err)
-	}
-	var pods, others sync.WaitGroup
-	for _, job := range []func(){w.supervise, w.watch, w.weather, w.net.kubeletBeats} {
-		others.Go(job)
-	}
-	for _, p := range w.pods {
-		pods.Go(p.live)
-	}
-	pods.Wait()
-	w.mu.Lock()
-	w.quiet = true
-	w.mu.Unlock()
-	w.say("every pod is over")
-	wait := settle
-	time.Sleep(wait)
-	w.last()
-	w.overOnce.Do(func() { close(w.over) })
-	others.Wait()
-	w.background.Wait()
-}
-
 func (r *run) add(w *world) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

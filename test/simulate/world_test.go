@@ -132,6 +132,30 @@ func (w *world) violatedLocked(invariant, pod, format string, args ...any) {
 	}
 }
 
+// play lives all pods' lives to their end, and then some.
+func (w *world) play() {
+	if err := os.MkdirAll(w.dir+"/pods", 0o755); err != nil {
+		w.t.Fatal(err)
+	}
+	var pods, others sync.WaitGroup
+	for _, job := range []func(){w.supervise, w.watch, w.weather, w.net.kubeletBeats} {
+		others.Go(job)
+	}
+	for _, p := range w.pods {
+		pods.Go(p.live)
+	}
+	pods.Wait()
+	w.mu.Lock()
+	w.quiet = true
+	w.mu.Unlock()
+	w.say("every pod is over")
+	time.Sleep(settle)
+	w.last()
+	w.overOnce.Do(func() { close(w.over) })
+	others.Wait()
+	w.background.Wait()
+}
+
 // tape is everything that the product says.
 type tape struct {
 	mu   sync.Mutex
