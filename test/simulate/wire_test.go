@@ -98,7 +98,7 @@ func (x *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 		came := make(chan result, 1)
 		x.w.background.Go(func() {
 			time.Sleep(x.w.dice.between(a.pod, "slowness", time.Second, 50*time.Second))
-			resp, err := x.deliver(r, a, "") //nolint:bodyclose // the caller's, or nobody's: it is no socket
+			resp, err := x.deliver(r, a, slow) //nolint:bodyclose // the caller's, or nobody's: it is no socket
 			came <- result{resp, err}
 		})
 		select {
@@ -113,7 +113,7 @@ func (x *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // deliver has Vault do what the request asks for: what has left is done, whoever still waits for it.
 func (x *wire) deliver(r *http.Request, a asked, fault string) (*http.Response, error) {
-	if x.p.dead() {
+	if fault != slow && x.p.dead() { // a slow one had left before
 		return nil, errKilled
 	}
 	resp, err := x.w.vault.RoundTrip(r.WithContext(context.WithoutCancel(r.Context())))

@@ -128,11 +128,16 @@ func (p *probe) logIn(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading --dsn: %w", err)
 	}
-	if config.User, err = read(p.userFile); err != nil {
-		return err
-	}
-	if config.Password, err = read(p.passFile); err != nil {
-		return err
+	for before := ""; before == "" || before != config.User; { // the files may be replaced between two reads
+		if before, err = read(p.userFile); err != nil {
+			return err
+		}
+		if config.Password, err = read(p.passFile); err != nil {
+			return err
+		}
+		if config.User, err = read(p.userFile); err != nil {
+			return err
+		}
 	}
 	session, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
