@@ -61,11 +61,11 @@ demo: ## Show the whole story on real parts: mount, use, republish, pod gone, cr
 
 .PHONY: e2e-fast
 e2e-fast: ## End-to-end tests on the light bed: real API server, Vault and PostgreSQL, no kubelet, no root
-	BED=light go test -tags e2e -count=1 -v -timeout 30m ./test/e2e
+	BED=light go test -tags e2e -count=1 -v -timeout 30m -run '^TestEndToEnd$$' ./test/e2e
 
 .PHONY: e2e
 e2e: ## End-to-end tests on the full bed: kubelet, containerd and the real driver as well; root
-	BED=full go test -tags e2e -count=1 -v -timeout 60m ./test/e2e
+	BED=full go test -tags e2e -count=1 -v -timeout 60m -run '^TestEndToEnd$$' ./test/e2e
 
 .PHONY: crash
 crash: ## Kill the provider before and after each of its effects, on the light bed; CRASH=short tries every tenth

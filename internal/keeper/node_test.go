@@ -36,7 +36,7 @@ type node struct {
 	wire  http.RoundTripper
 	// stateMax is the store's content limit; zero for the default.
 	stateMax int64
-	log      *bytes.Buffer
+	log      *text
 	// configure changes what start begins with; nil for nothing.
 	configure func(*keeper.Config)
 
@@ -61,7 +61,7 @@ func bubble(t *testing.T, f func(*testing.T, *node)) {
 		v.Role("my-app-role", vaulttest.Role{TTL: time.Hour, MaxTTL: 240 * time.Hour})
 		v.Dynamic(creds, vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 240 * time.Hour})
 		v.KV2(kv, map[string]any{"k": "v"})
-		n := &node{t: t, dir: dir, vault: v, wire: v, log: new(bytes.Buffer), ended: map[string]bool{}}
+		n := &node{t: t, dir: dir, vault: v, wire: v, log: new(text), ended: map[string]bool{}}
 		n.start()
 		f(t, n)
 		n.stop()
@@ -71,6 +71,24 @@ func bubble(t *testing.T, f func(*testing.T, *node)) {
 			}
 		}
 	})
+}
+
+// text is what processes write and tests read meanwhile.
+type text struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (t *text) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.b.Write(p)
+}
+
+func (t *text) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.b.String()
 }
 
 func now() grant.Instant { return grant.Instant(time.Now().UnixNano()) }
