@@ -121,7 +121,7 @@ func (a *apiWeather) kubeletBeats() {
 		case <-time.After(10 * time.Second):
 		}
 		lease = lease.DeepCopy()
-		lease.Spec.RenewTime = &metav1.MicroTime{Time: time.Now()}
+		lease.Spec.RenewTime = &metav1.MicroTime{Time: a.w.kubeNow().Time}
 		_ = a.client.Tracker().Update(leases, lease, corev1.NamespaceNodeLease)
 	}
 }

@@ -55,6 +55,7 @@ type pod struct {
 	events  []string
 	running bool // its containers
 	empty   bool // they were started before the volume had files
+	stepped bool // by a clock that is behind the provider's
 	shown   map[string]string
 	gone    time.Time // when the containers were dead
 	mounted bool      // it got files once
@@ -281,15 +282,16 @@ func (p *pod) unmount() {
 func (p *pod) startContainers() {
 	w := p.w
 	w.mu.Lock()
-	p.running, p.empty = true, p.shown == nil
+	p.running, p.empty, p.stepped = true, p.shown == nil, w.step < 0
 	if p.empty {
 		w.count["started empty"]++
 	}
 	w.sayLocked("%s: containers started, empty %t", p.name, p.empty)
 	w.mu.Unlock()
+	at := w.kubeNow()
 	p.update(func(o *corev1.Pod) {
 		o.Status.Phase = corev1.PodRunning
-		o.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}}}}
+		o.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: at}}}}
 	})
 }
 
@@ -335,7 +337,8 @@ func (p *pod) phase(phase corev1.PodPhase) {
 }
 
 func (p *pod) terminate() {
-	p.update(func(o *corev1.Pod) { o.DeletionTimestamp = &metav1.Time{Time: time.Now()} })
+	at := p.w.kubeNow()
+	p.update(func(o *corev1.Pod) { o.DeletionTimestamp = &at })
 	p.w.say("%s: terminating", p.name)
 }
 

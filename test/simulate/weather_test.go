@@ -8,9 +8,9 @@ import (
 
 // The kinds of what happens to a world as a whole.
 var perWorld = odds{
-	{"Vault unreachable, short", 0.10}, {"Vault unreachable, long", 0.05}, {"Vault sealed, short", 0.08}, {"Vault sealed, long", 0.05},
-	{"back end down, short", 0.08}, {"back end down, long", 0.05}, {"API away", 0.10}, {"empty list", 0.10}, {"relist", 0.08},
-	{"lease revoked outside", 0.08}, {"token revoked outside", 0.08}, {"store lost", 0.05}, {"graceful restart", 0.05}, {"kill at any time", 0.03}, {"class edited", 0.02},
+	{"Vault unreachable, short", 0.09}, {"Vault unreachable, long", 0.05}, {"Vault sealed, short", 0.08}, {"Vault sealed, long", 0.05},
+	{"back end down, short", 0.08}, {"back end down, long", 0.05}, {"API away", 0.09}, {"empty list", 0.09}, {"relist", 0.08},
+	{"lease revoked outside", 0.08}, {"token revoked outside", 0.08}, {"store lost", 0.05}, {"graceful restart", 0.05}, {"kill at any time", 0.03}, {"class edited", 0.02}, {"clock step", 0.03},
 }
 
 // weather lets something happen every few minutes until the pods are over.
@@ -95,6 +95,8 @@ func (w *world) strike(kind string) {
 		if p := w.running(); p != nil {
 			p.kill()
 		}
+	case "clock step":
+		w.stepClock(w.dice.between("weather", "step", -3*time.Hour, 3*time.Hour))
 	case "class edited":
 		w.mu.Lock()
 		victim.edited, victim.renewed = time.Now().String(), true

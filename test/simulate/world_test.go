@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
@@ -67,6 +68,9 @@ type world struct {
 	broken  map[string]bool // invariant and pod
 	// awayUntil is until when an outage, and the time to recover from it, excuse a lapse.
 	awayUntil time.Time
+	// step is how far kubelet's and the API server's clocks are off: the bubble has but one, and what counts is that they differ
+	// from that of the provider.
+	step time.Duration
 	// shakyUntil is until when a short outage may have delayed the news that a maximum was reached, so that one republish is left.
 	shakyUntil time.Time
 }
@@ -86,6 +90,19 @@ func newWorld(t testing.TB, seed uint64, dir string) *world {
 }
 
 func (w *world) now() grant.Instant { return grant.Instant(time.Hour + time.Since(w.begin)) }
+
+func (w *world) kubeNow() metav1.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return metav1.NewTime(time.Now().Add(w.step))
+}
+
+func (w *world) stepClock(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.step += d
+	w.sayLocked("the clocks step by %s", d)
+}
 
 func (w *world) calm() bool {
 	w.mu.Lock()
