@@ -4,9 +4,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
-# How long `make fuzz` spends on each target, and `make simulate` in all.
-TIME ?= $(if $(filter simulate,$(MAKECMDGOALS)),60s,30s)
-# Of `make simulate`: the world to replay, or how many pod lives to run in place of TIME.
+# How long `make fuzz` spends on each target, and `make simulate` and `make chaos` in all.
+TIME ?= $(if $(filter chaos,$(MAKECMDGOALS)),10m,$(if $(filter simulate,$(MAKECMDGOALS)),60s,30s))
+# Of `make simulate`: the world to replay, or how many pod lives to run in place of TIME. Of `make chaos`: its rounds' seed.
 SEED ?=
 LIVES ?=
 # Of `make crash`: short, or empty for every effect.
@@ -70,6 +70,10 @@ e2e: ## End-to-end tests on the full bed: kubelet, containerd and the real drive
 .PHONY: crash
 crash: ## Kill the provider before and after each of its effects, on the light bed; CRASH=short tries every tenth
 	CRASH='$(CRASH)' go test -tags e2e -count=1 -v -timeout 90m ./test/crash | grep -v '^=== \|--- PASS.*killed/'
+
+.PHONY: chaos
+chaos: ## Stop and kill parts of the full bed for TIME (default 10m) under pods that use their credentials; root
+	CHAOS_TIME='$(TIME)' CHAOS_SEED='$(SEED)' BED=full go test -tags e2e -count=1 -v -timeout 0 -run '^TestChaos$$' ./test/e2e
 
 .PHONY: simulate
 simulate: ## Pod lives on virtual time, everything failing, for TIME (default 60s) or LIVES lives; SEED=n replays a world
