@@ -119,9 +119,9 @@ func (c *Cluster) prepare() error {
 // Synced tells whether the cache has held all of the node's pods once. It stays true when the API server goes away.
 func (c *Cluster) Synced() bool { return c.informer.HasSynced() }
 
-// Pod returns the pod of that UID from the cache, reduced to identity, grace period, deletion, phase, the
-// DisruptionTarget condition, and what Started and SubPath tell. It must not be changed. Not there means little before Synced, and even then the cache may
-// lag: see LivePod.
+// Pod returns the pod of that UID from the cache, reduced to identity, grace period, deletion, phase, the DisruptionTarget
+// condition, and what Started and SubPath tell. It must not be changed. Not there means little before Synced, and even then
+// the cache may lag: see LivePod.
 func (c *Cluster) Pod(uid string) (*corev1.Pod, bool) {
 	found, err := c.informer.GetIndexer().ByIndex(byUID, uid)
 	if err != nil || len(found) == 0 {
@@ -244,7 +244,7 @@ func strip(obj any) (any, error) {
 		},
 		Spec: corev1.PodSpec{
 			TerminationGracePeriodSeconds: pod.Spec.TerminationGracePeriodSeconds,
-			Containers:                    subPaths(pod.Spec.Containers),
+			Containers:                    subPaths(&pod.Spec),
 		},
 		Status: corev1.PodStatus{Phase: pod.Status.Phase, ContainerStatuses: started(pod)},
 	}

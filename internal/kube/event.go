@@ -20,8 +20,8 @@ import (
 
 const (
 	component = "leasehold"
-	// eventQueue is more than a node's pods can say at once; beyond it events are dropped rather than waited for.
-	eventQueue = 256
+	// eventQueue is more than a node's pods say at once when Vault went away; beyond it events are dropped rather than waited for.
+	eventQueue = 1024
 	// maxMessage is what kubectl and the newer events API bear, in bytes.
 	maxMessage = 1024
 	// An API server that is away for longer than eventTries pauses costs the event.
@@ -31,7 +31,7 @@ const (
 
 // Event posts an event on the pod: eventtype is corev1.EventTypeNormal or EventTypeWarning, reason is one CamelCase word,
 // message is a sentence, cut at 1024 bytes. It never blocks and reports no failure: events are posted by Run in the
-// background, equal ones counted as one, and too many of one pod are dropped.
+// background, equal ones counted as one, and too many of one pod and reason are dropped.
 func (c *Cluster) Event(pod spec.Pod, eventtype, reason, message string) {
 	now := metav1.Now()
 	event := &corev1.Event{
@@ -62,7 +62,7 @@ func (c *Cluster) Event(pod spec.Pod, eventtype, reason, message string) {
 // postEvents stands where client-go's broadcaster could: that one starts goroutines when made, and its requests neither
 // end with a context nor can be waited for. The part that matters, its aggregation, is used as it is.
 func (c *Cluster) postEvents(ctx context.Context) {
-	correlator := record.NewEventCorrelatorWithOptions(record.CorrelatorOptions{})
+	correlator := record.NewEventCorrelatorWithOptions(record.CorrelatorOptions{SpamKeyFunc: podAndReason})
 	for {
 		select {
 		case <-ctx.Done():
@@ -71,6 +71,11 @@ func (c *Cluster) postEvents(ctx context.Context) {
 			c.postEvent(ctx, correlator, event)
 		}
 	}
+}
+
+// podAndReason is what may be said 25 times, and then once in five minutes: what goes well, often, must not drown a warning.
+func podAndReason(event *corev1.Event) string {
+	return string(event.InvolvedObject.UID) + " " + event.Reason
 }
 
 func (c *Cluster) postEvent(ctx context.Context, correlator *record.EventCorrelator, event *corev1.Event) {

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -58,9 +59,11 @@ func started(pod *corev1.Pod) []corev1.ContainerStatus {
 	return []corev1.ContainerStatus{{State: corev1.ContainerState{Running: running}}}
 }
 
-// subPaths reduces containers to their mounts by subPath.
-func subPaths(containers []corev1.Container) (kept []corev1.Container) {
-	for _, c := range containers {
+// subPaths reduces a pod's containers, native sidecars among them, to their mounts by subPath.
+func subPaths(pod *corev1.PodSpec) (kept []corev1.Container) {
+	// An init container that is no sidecar has ended before anything changes.
+	sidecars := slices.DeleteFunc(slices.Clone(pod.InitContainers), func(c corev1.Container) bool { return c.RestartPolicy == nil })
+	for _, c := range slices.Concat(sidecars, pod.Containers) {
 		var mounts []corev1.VolumeMount
 		for _, m := range c.VolumeMounts {
 			if m.SubPath != "" || m.SubPathExpr != "" {
