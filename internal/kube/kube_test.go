@@ -381,6 +381,27 @@ func TestEqualEventsAreCounted(t *testing.T) {
 	})
 }
 
+// TestWarningIsNotDrowned: too much of one reason leaves room for another.
+func TestWarningIsNotDrowned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewSimpleClientset()
+		c, _ := start(t, client)
+		for range 40 {
+			c.Event(web, corev1.EventTypeNormal, "Rotated", "There are new credentials.")
+			time.Sleep(time.Second)
+		}
+		c.Event(web, corev1.EventTypeWarning, "WillLapse", "They will end.")
+		synctest.Wait()
+		counts := map[string]int32{}
+		for _, e := range events(t, client) {
+			counts[e.Reason] += e.Count
+		}
+		if counts["Rotated"] >= 40 || counts["WillLapse"] != 1 {
+			t.Errorf("posted %v", counts)
+		}
+	})
+}
+
 func TestEventThatTheServerForgotIsPostedAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewSimpleClientset()
