@@ -41,14 +41,14 @@ func (m Metrics) Collect(metrics chan<- prometheus.Metric) {
 		return
 	}
 	leases, now, lapse := 0, m.Now(), grant.Instant(math.MaxInt64)
-	states := map[grant.State]int{grant.Pending: 0, grant.Partial: 0, grant.Active: 0, grant.Superseded: 0, grant.Revoking: 0}
+	states := map[grant.State]int{}
 	for _, g := range grants {
 		states[g.State]++
 		leases += len(g.Leases)
 		lapse = min(lapse, g.Lapse(now))
 	}
-	for state, n := range states {
-		metrics <- prometheus.MustNewConstMetric(grantsDesc, prometheus.GaugeValue, float64(n), string(state))
+	for _, state := range grant.States() {
+		metrics <- prometheus.MustNewConstMetric(grantsDesc, prometheus.GaugeValue, float64(states[state]), string(state))
 	}
 	metrics <- prometheus.MustNewConstMetric(leasesDesc, prometheus.GaugeValue, float64(leases))
 	left := math.Inf(1)

@@ -84,4 +84,3 @@ func TestEventsAreCounted(t *testing.T) {
 		}
 	}
 }
-

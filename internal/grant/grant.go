@@ -28,6 +28,9 @@ const (
 	Revoking State = "Revoking"
 )
 
+// States are all states, in the order in which a grant may go through them.
+func States() []State { return []State{Pending, Partial, Active, Superseded, Revoking} }
+
 // Grant is one login and what was issued under it.
 type Grant struct {
 	// ID is random and no secret.

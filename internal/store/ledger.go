@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -108,6 +109,9 @@ func (r *record) grant() grant.Grant {
 	}
 	for _, l := range r.Leases {
 		g.Leases = append(g.Leases, grant.Lease{ID: secret.New(l.ID), Read: l.Read, Term: l.Term, Superseded: l.Superseded, Warned: l.Warned})
+	}
+	if !slices.Contains(grant.States(), g.State) {
+		g.State = grant.Active // a newer version's: renewed while the pod lives, and given back when it ends
 	}
 	return g
 }

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -58,6 +59,7 @@ func TestEveryFieldIsKept(t *testing.T) {
 	)
 	fill(t, reflect.ValueOf(&g).Elem(), &n)
 	fill(t, reflect.ValueOf(&a).Elem(), &n)
+	g.State = grant.Superseded // one that is known
 	dir := t.TempDir()
 	s := open(t, config(dir))
 	must(t, s.Put(g))
@@ -98,19 +100,69 @@ func closedStore(t *testing.T, grants ...grant.Grant) string {
 	return dir
 }
 
-// TestGoldenRecord reads what the first version wrote, and what a later one may have added. The file must never change: a
-// provider that cannot read it forgets the leases of every running node at its roll-out.
+// TestGoldenRecord reads what the first version wrote, and what a later one may. The first file must never change: a provider that
+// cannot read it forgets the leases of every running node at its roll-out.
 func TestGoldenRecord(t *testing.T) {
-	record, err := os.ReadFile(filepath.Join("testdata", "record-v1.json"))
+	next := golden()
+	next.State = grant.Active // in place of one that this version does not know: kept alive until the pod ends
+	for file, want := range map[string]grant.Grant{"record-v1.json": golden(), "record-next.json": next} {
+		t.Run(file, func(t *testing.T) {
+			record, err := os.ReadFile(filepath.Join("testdata", file))
+			must(t, err)
+			dir := closedStore(t)
+			edit(t, dir, "ledger", want.ID, record)
+			edit(t, dir, "volumes", "0f8a-11/creds/"+want.ID, nil)
+			s := open(t, config(dir))
+			grants, err := s.OfVolume(want.Volume)
+			must(t, err)
+			if len(grants) != 1 || !reflect.DeepEqual(grants[0], want) {
+				t.Errorf("read %#v\nwant %#v", grants, want)
+			}
+		})
+	}
+}
+
+// TestFirstVersionReadsIt: what the first version looks for is where it looks.
+func TestFirstVersionReadsIt(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("testdata", "record-v1.json"))
 	must(t, err)
-	dir := closedStore(t)
-	edit(t, dir, "ledger", "0000034630b8a000-0123456789abcdef", record)
-	edit(t, dir, "volumes", "0f8a-11/creds/0000034630b8a000-0123456789abcdef", nil)
-	s := open(t, config(dir))
-	grants, err := s.OfVolume(spec.VolumeKey{PodUID: "0f8a-11", Volume: "creds"})
+	dir := closedStore(t, golden())
+	db, err := bbolt.Open(filepath.Join(dir, "leasehold.db"), 0o600, nil)
 	must(t, err)
-	if len(grants) != 1 || !reflect.DeepEqual(grants[0], golden()) {
-		t.Errorf("read %#v\nwant %#v", grants, golden())
+	defer func() { must(t, db.Close()) }()
+	var want, got map[string]any
+	must(t, json.Unmarshal(text, &want))
+	must(t, db.View(func(tx *bbolt.Tx) error {
+		if tx.Bucket([]byte("volumes")).Get([]byte("0f8a-11/creds/"+golden().ID)) == nil {
+			t.Error("the grant is not found by its volume")
+		}
+		return json.Unmarshal(tx.Bucket([]byte("ledger")).Get([]byte(golden().ID)), &got)
+	}))
+	holds(t, "record", got, want)
+}
+
+// holds tells what of want is missing in got or differs.
+func holds(t *testing.T, at string, got, want any) {
+	t.Helper()
+	switch want := want.(type) {
+	case map[string]any:
+		got, _ := got.(map[string]any)
+		for key := range want {
+			holds(t, at+"."+key, got[key], want[key])
+		}
+	case []any:
+		got, _ := got.([]any)
+		if len(got) != len(want) {
+			t.Errorf("%s has %d elements, want %d", at, len(got), len(want))
+			return
+		}
+		for i := range want {
+			holds(t, at+"."+strconv.Itoa(i), got[i], want[i])
+		}
+	default:
+		if got != want {
+			t.Errorf("%s is %v, want %v", at, got, want)
+		}
 	}
 }
 
