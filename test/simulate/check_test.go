@@ -106,11 +106,10 @@ func (w *world) ownerLocked(path string) *pod {
 // needs none, whatever became of the provider.
 func (w *world) gaveLocked(a asked) {
 	w.count[a.op+"s"]++
-	i := slices.IndexFunc(w.pods, func(p *pod) bool { return p.name == a.pod })
-	if i < 0 {
+	p := w.podLocked(a.pod)
+	if p == nil {
 		return
 	}
-	p := w.pods[i]
 	if a.op == "login" && p.shown == nil {
 		// A failing mount goes on with the token it has, unless the process with it died or the class was edited.
 		p.logins++

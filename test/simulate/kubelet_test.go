@@ -65,11 +65,14 @@ type pod struct {
 	logins  int             // before it showed anything
 	leases  map[string]bool // those that were shown
 	excused time.Time
-	failed  bool      // the republish under way could not refresh
-	misses  int       // republishes in a row that could not
-	frozen  time.Time // the driver's mtime of the folder
-	dir     bool      // the driver's folder is there
-	edited  string
+	failed  bool // the republish under way could not refresh
+	misses  int  // republishes in a row that could not
+	mounts  int
+	// doubtful is the number of the Mount in which a read was cut off last.
+	doubtful int
+	frozen   time.Time // the driver's mtime of the folder
+	dir      bool      // the driver's folder is there
+	edited   string
 }
 
 func newPod(w *world, i int) *pod {
@@ -136,6 +139,7 @@ func (p *pod) publish(first bool) codes.Code {
 	w.mu.Lock()
 	skip := p.dir && time.Since(p.frozen) < pollInterval
 	remount := p.mounted
+	p.mounts++
 	p.failed = false
 	if !p.dir {
 		p.dir, p.frozen = true, time.Now()

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,7 +40,7 @@ var perRequest = odds{
 
 // asked is what the wire knows of a request.
 type asked struct {
-	op  string // login, read, renew, renew-self, revoke-self, health
+	op  string // login, read (of credentials), kv, renew, renew-self, revoke-self, health
 	pod string // whose, as far as the request tells
 }
 
@@ -68,11 +69,21 @@ func (x *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	if fault != "" {
 		x.w.happened(fault, "%s of %s", a.op, a.pod)
 	}
+	if fault != slow { // some way, so that a process can die between a reply and the next request
+		time.Sleep(x.w.dice.between(a.pod, "way", time.Millisecond, 20*time.Millisecond))
+		if x.p.dead() {
+			return nil, errKilled
+		}
+	}
+	if x.w.again(a) {
+		x.w.violated("in doubt", a.pod, "is sent a read again within the Mount in which the one before was cut off")
+	}
 	switch fault {
 	case killBefore:
 		x.p.kill()
 		return nil, errKilled
 	case requestLost:
+		x.w.doubt(a)
 		return nil, cut(r)
 	case refused:
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
@@ -130,6 +141,7 @@ func (x *wire) deliver(r *http.Request, a asked, fault string) (*http.Response, 
 		x.p.kill()
 		return nil, errKilled
 	case fault == replyLost:
+		x.w.doubt(a)
 		return nil, cut(r)
 	case fault == failedLate:
 		return answer(r, http.StatusInternalServerError, "internal error"), nil
@@ -198,7 +210,34 @@ func (w *world) whose(r *http.Request, body []byte) asked {
 	case strings.HasPrefix(path, "sys/"):
 		return asked{"health", "node"}
 	}
+	if strings.HasPrefix(path, "secret/") {
+		return asked{"kv", owner(path)}
+	}
 	return asked{"read", owner(path)}
+}
+
+// doubt notes that a read of credentials was cut off in the Mount under way; again tells of another one in the same Mount.
+func (w *world) doubt(a asked) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p := w.podLocked(a.pod); p != nil && a.op == "read" {
+		p.doubtful = p.mounts
+	}
+}
+
+func (w *world) again(a asked) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.podLocked(a.pod)
+	return p != nil && a.op == "read" && p.doubtful != 0 && p.doubtful == p.mounts
+}
+
+func (w *world) podLocked(name string) *pod {
+	i := slices.IndexFunc(w.pods, func(p *pod) bool { return p.name == name })
+	if i < 0 {
+		return nil
+	}
+	return w.pods[i]
 }
 
 // replied remembers what Vault gave out, and whether anybody was there to take it.
