@@ -201,6 +201,15 @@ func (c *chaos) republish(ctx context.Context, g *guest) {
 	}
 }
 
+// publish makes kubelet's folder of a guest's volume. It holds a file, as it always does: kubelet removes empty ones of pods that it
+// does not know.
+func (c *chaos) publish(g *guest) {
+	folder := c.volumeFolder(g.pod, volume)
+	if err := errors.Join(os.MkdirAll(folder, 0o700), os.WriteFile(filepath.Join(folder, "vol_data.json"), []byte("{}"), 0o600)); err != nil {
+		c.t.Error(err)
+	}
+}
+
 func (c *chaos) mount(ctx context.Context, g *guest) {
 	tokens, _ := json.Marshal(map[string]any{"vault": map[string]string{"token": g.jwt}})
 	attributes, _ := json.Marshal(map[string]string{
@@ -208,7 +217,7 @@ func (c *chaos) mount(ctx context.Context, g *guest) {
 		"csi.storage.k8s.io/pod.name": g.pod.Name, "csi.storage.k8s.io/pod.namespace": c.ns, "csi.storage.k8s.io/pod.uid": string(g.pod.UID),
 		"csi.storage.k8s.io/serviceAccount.name": "my-app", "csi.storage.k8s.io/serviceAccount.tokens": string(tokens),
 	})
-	_ = os.MkdirAll(c.volumeFolder(g.pod, volume), 0o700)
+	c.publish(g)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	answer, err := c.provider.Mount(ctx, &v1alpha1.MountRequest{

@@ -68,9 +68,9 @@ func (w *world) strike(kind string) {
 	case "Vault sealed, long":
 		span(w.vault.Sealed, long, true)
 	case "back end down, short":
-		span(w.vault.BackendDown, short, false)
+		span(w.setBackEndDown, short, false)
 	case "back end down, long":
-		span(w.vault.BackendDown, long, true)
+		span(w.setBackEndDown, long, true)
 	case "API away":
 		span(w.net.setAway, long, false)
 	case "empty list":
@@ -101,6 +101,16 @@ func (w *world) strike(kind string) {
 		w.mu.Lock()
 		victim.edited, victim.renewed = time.Now().String(), true
 		w.mu.Unlock()
+	}
+}
+
+func (w *world) setBackEndDown(down bool) {
+	w.vault.BackendDown(down)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.backEndDown = time.Time{}
+	if down {
+		w.backEndDown = time.Now()
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
 
 // The kinds of what can happen to one request to Vault.
@@ -107,8 +109,16 @@ func (x *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 			err  error
 		}
 		came := make(chan result, 1)
+		release := func() {}
+		if a.op == "read" { // Vault has let it in, and is at it
+			release = x.w.vault.Hold(r.Method+" "+strings.TrimPrefix(r.URL.Path, "/v1/"), vaulttest.BeforeEffect).Release
+		}
+		slowness := x.w.dice.between(a.pod, "slowness", time.Second, 50*time.Second)
+		x.w.background.Go(func() { time.Sleep(slowness); release() })
 		x.w.background.Go(func() {
-			time.Sleep(x.w.dice.between(a.pod, "slowness", time.Second, 50*time.Second))
+			if a.op != "read" {
+				time.Sleep(slowness)
+			}
 			resp, err := x.deliver(r, a, slow) //nolint:bodyclose // the caller's, or nobody's: it is no socket
 			came <- result{resp, err}
 		})
@@ -126,6 +136,9 @@ func (x *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 func (x *wire) deliver(r *http.Request, a asked, fault string) (*http.Response, error) {
 	if fault != slow && x.p.dead() { // a slow one had left before
 		return nil, errKilled
+	}
+	if a.op == "revoke-self" && x.w.backEndIsDown(r.Header.Get("X-Vault-Token")) {
+		x.w.violated("I2", a.pod, "is revoked while its leases' back end is down: Vault would try a few times and leave them for ever")
 	}
 	resp, err := x.w.vault.RoundTrip(r.WithContext(context.WithoutCancel(r.Context())))
 	if err != nil {
@@ -216,6 +229,15 @@ func (w *world) whose(r *http.Request, body []byte) asked {
 	return asked{"read", owner(path)}
 }
 
+// backEndIsDown tells whether it has been for a while, and the token has leases.
+func (w *world) backEndIsDown(token string) bool {
+	leases := w.vault.Leases()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.backEndDown.IsZero() && time.Since(w.backEndDown) > time.Minute &&
+		slices.ContainsFunc(leases, func(l vaulttest.Lease) bool { return l.Accessor == w.accessors[token] && !l.Revoked && l.TTL > 0 })
+}
+
 // doubt notes that a read of credentials was cut off in the Mount under way; again tells of another one in the same Mount.
 func (w *world) doubt(a asked) {
 	w.mu.Lock()
@@ -259,7 +281,7 @@ func (w *world) replied(a asked, resp *http.Response, lost bool) {
 	defer w.mu.Unlock()
 	switch {
 	case a.op == "login" && out.Auth != nil:
-		w.tokens[out.Auth.Token], w.born[out.Auth.Accessor] = a.pod, time.Now()
+		w.tokens[out.Auth.Token], w.accessors[out.Auth.Token], w.born[out.Auth.Accessor] = a.pod, out.Auth.Accessor, time.Now()
 		if lost {
 			w.lost[out.Auth.Accessor] = true
 		}

@@ -55,17 +55,20 @@ type world struct {
 
 	mu      sync.Mutex
 	process *process
-	quiet   bool // no more faults
-	tokens  map[string]string
-	lost    map[string]bool      // accessors of tokens that nobody can know
-	born    map[string]time.Time // accessor to when it was given out
-	pairs   map[string]string    // user to password, as Vault gave them out
-	issued  map[string]string    // user to lease
-	revoked map[string]bool      // users whose credentials somebody else revoked
-	leases  map[string]time.Time
-	count   map[string]int
-	lines   []string
-	broken  map[string]bool // invariant and pod
+	quiet   bool              // no more faults
+	tokens  map[string]string // to the pod's name
+	// accessors of tokens, and since when the back end is down.
+	accessors   map[string]string
+	backEndDown time.Time
+	lost        map[string]bool      // accessors of tokens that nobody can know
+	born        map[string]time.Time // accessor to when it was given out
+	pairs       map[string]string    // user to password, as Vault gave them out
+	issued      map[string]string    // user to lease
+	revoked     map[string]bool      // users whose credentials somebody else revoked
+	leases      map[string]time.Time
+	count       map[string]int
+	lines       []string
+	broken      map[string]bool // invariant and pod
 	// awayUntil is until when an outage, and the time to recover from it, excuse a lapse.
 	awayUntil time.Time
 	// step is how far kubelet's and the API server's clocks are off: the bubble has but one, and what counts is that they differ
@@ -78,7 +81,7 @@ type world struct {
 func newWorld(t testing.TB, seed uint64, dir string) *world {
 	w := &world{
 		t: t, seed: seed, dice: newDice(seed), begin: time.Now(), dir: dir, vault: vaulttest.New(t), log: new(tape), over: make(chan struct{}),
-		tokens: map[string]string{}, lost: map[string]bool{}, born: map[string]time.Time{}, pairs: map[string]string{}, issued: map[string]string{}, revoked: map[string]bool{},
+		tokens: map[string]string{}, accessors: map[string]string{}, lost: map[string]bool{}, born: map[string]time.Time{}, pairs: map[string]string{}, issued: map[string]string{}, revoked: map[string]bool{},
 		leases: map[string]time.Time{}, count: map[string]int{}, broken: map[string]bool{},
 	}
 	w.net = newAPI(w)
