@@ -55,7 +55,7 @@ type pod struct {
 	events  []string
 	running bool // its containers
 	empty   bool // they were started before the volume had files
-	stepped bool // by a clock that is behind the provider's
+	stepped bool // by a clock that is ahead of the provider's, so that it seems to have been later
 	shown   map[string]string
 	gone    time.Time // when the containers were dead
 	mounted bool      // it got files once
@@ -286,7 +286,7 @@ func (p *pod) unmount() {
 func (p *pod) startContainers() {
 	w := p.w
 	w.mu.Lock()
-	p.running, p.empty, p.stepped = true, p.shown == nil, w.step < 0
+	p.running, p.empty, p.stepped = true, p.shown == nil, w.step > 0
 	if p.empty {
 		w.count["started empty"]++
 	}
