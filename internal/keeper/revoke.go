@@ -47,6 +47,7 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 
 // probe asks for a small renewal of each lease and fails when the engine's back end does: Vault gives a lease up after six
 // failed revocations (about ten minutes) and the user would stay for ever, while a token that still lives keeps its leases.
+// What Vault did not answer has not been asked; a refusal is not the back end's, and the revocation itself will tell.
 func (k *Keeper) probe(ctx context.Context, client *vault.Client, g grant.Grant) error {
 	for _, l := range g.Leases {
 		if !l.Term.Renewable || l.Term.Left(k.Now()) == 0 {
@@ -55,10 +56,12 @@ func (k *Keeper) probe(ctx context.Context, client *vault.Client, g grant.Grant)
 		_, err := within(ctx, grant.RequestTimeout, func(ctx context.Context) (vault.Life, error) {
 			return client.RenewLease(ctx, session(&g), l.ID, probeIncrement)
 		})
-		if vault.KindOf(err) == vault.BackEndDown {
+		switch vault.KindOf(err) {
+		case vault.BackEndDown:
 			return fmt.Errorf("the back end of %q is down, so the revocation waits for it: %w", l.Read.Path, err)
+		case vault.NotExecuted, vault.Unreachable, vault.InDoubt, vault.Failing:
+			return fmt.Errorf("asking whether the back end of %q works: %w", l.Read.Path, err)
 		}
-		// Any other failure is not the back end's: the revocation itself will tell.
 	}
 	return nil
 }
