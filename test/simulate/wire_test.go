@@ -229,13 +229,15 @@ func (w *world) whose(r *http.Request, body []byte) asked {
 	return asked{"read", owner(path)}
 }
 
-// backEndIsDown tells whether it has been for a while, and the token has leases.
+// backEndIsDown tells whether it has been for a while, and the token has leases that somebody knows of.
 func (w *world) backEndIsDown(token string) bool {
 	leases := w.vault.Leases()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return !w.backEndDown.IsZero() && time.Since(w.backEndDown) > time.Minute &&
-		slices.ContainsFunc(leases, func(l vaulttest.Lease) bool { return l.Accessor == w.accessors[token] && !l.Revoked && l.TTL > 0 })
+		slices.ContainsFunc(leases, func(l vaulttest.Lease) bool {
+			return l.Accessor == w.accessors[token] && w.heard[l.ID] && !l.Revoked && l.TTL > 0
+		})
 }
 
 // doubt notes that a read of credentials was cut off in the Mount under way; again tells of another one in the same Mount.
@@ -289,6 +291,7 @@ func (w *world) replied(a asked, resp *http.Response, lost bool) {
 	case a.op == "read" && out.Data.Username != "":
 		w.pairs[out.Data.Username] = out.Data.Password
 		w.issued[out.Data.Username] = out.Lease
+		w.heard[out.Lease] = !lost
 		w.gaveLocked(a)
 	case strings.HasPrefix(a.op, "renew"):
 		w.count["renewals"]++

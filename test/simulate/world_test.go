@@ -59,6 +59,7 @@ type world struct {
 	tokens  map[string]string // to the pod's name
 	// accessors of tokens, and since when the back end is down.
 	accessors   map[string]string
+	heard       map[string]bool // leases whose reply arrived
 	backEndDown time.Time
 	lost        map[string]bool      // accessors of tokens that nobody can know
 	born        map[string]time.Time // accessor to when it was given out
@@ -81,7 +82,7 @@ type world struct {
 func newWorld(t testing.TB, seed uint64, dir string) *world {
 	w := &world{
 		t: t, seed: seed, dice: newDice(seed), begin: time.Now(), dir: dir, vault: vaulttest.New(t), log: new(tape), over: make(chan struct{}),
-		tokens: map[string]string{}, accessors: map[string]string{}, lost: map[string]bool{}, born: map[string]time.Time{}, pairs: map[string]string{}, issued: map[string]string{}, revoked: map[string]bool{},
+		tokens: map[string]string{}, accessors: map[string]string{}, heard: map[string]bool{}, lost: map[string]bool{}, born: map[string]time.Time{}, pairs: map[string]string{}, issued: map[string]string{}, revoked: map[string]bool{},
 		leases: map[string]time.Time{}, count: map[string]int{}, broken: map[string]bool{},
 	}
 	w.net = newAPI(w)
