@@ -159,6 +159,16 @@ func (g *Grant) Lapse(now Instant) Instant {
 	return lapse
 }
 
+// Ends is when the first of what the volume shows and a republish at now should replace ends, or has ended. Zero for never.
+func (g *Grant) Ends(now Instant) (ends Instant) {
+	for _, l := range g.Leases {
+		if !l.Superseded && (l.Term.Due(now, g.Gap) || g.Login.Due(now, g.Gap)) {
+			ends = Earliest(ends, l.Term.Expiry(), g.Login.Expiry())
+		}
+	}
+	return ends
+}
+
 // LeaseLeft is what is left of a lease at now: it ends with its token at the latest.
 func (g *Grant) LeaseLeft(l Lease, now Instant) time.Duration {
 	return min(l.Term.Left(now), g.Login.Left(now))

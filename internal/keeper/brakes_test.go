@@ -290,3 +290,30 @@ func TestTarPitLeavesOthersAlone(t *testing.T) {
 		time.Sleep(30 * time.Minute)
 	})
 }
+
+// TestTellsOfALapse: the republish that brings credentials after an outage says for how long there were none.
+func TestTellsOfALapse(t *testing.T) {
+	for name, outage := range map[string]bool{"in time": false, "after an outage": true} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, n *node) {
+				n.vault.Dynamic(creds, vaulttest.Dynamic{TTL: 20 * time.Minute, MaxTTL: 20 * time.Minute})
+				req := n.request("p", wantCreds...)
+				n.mount(req)
+				n.vault.Down(outage)
+				time.Sleep(18 * time.Minute)
+				if outage {
+					time.Sleep(5 * time.Minute)
+					n.vault.Down(false)
+				}
+				n.mount(req)
+				text := n.log.String()
+				if told := strings.Contains(text, "Warning Rotated") && strings.Contains(text, "those before ended"); told != outage {
+					t.Errorf("told %t:\n%s", told, text)
+				}
+				if calm := strings.Contains(text, "Normal Rotated"); calm == outage {
+					t.Errorf("calm %t:\n%s", calm, text)
+				}
+			})
+		})
+	}
+}

@@ -82,22 +82,28 @@ func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string
 		return nil, grant.Grant{}, err
 	}
 	if c.shown {
-		k.tellRotated(g, began)
+		k.tellRotated(g, began, c.ends)
 	}
 	return files, g, nil
 }
 
-// tellRotated says which credentials took the place of others since a Mount began.
-func (k *Keeper) tellRotated(g grant.Grant, began grant.Instant) {
+// tellRotated says which credentials took the place of others since a Mount began, and whether those had ended before: ends is when;
+// zero when not at all.
+func (k *Keeper) tellRotated(g grant.Grant, began, ends grant.Instant) {
 	var paths []string
 	for _, l := range g.Leases {
 		if !l.Superseded && l.Term.Issued >= began {
 			paths = append(paths, strconv.Quote(l.Read.Path))
 		}
 	}
-	if len(paths) > 0 {
-		k.Event(g.Pod, "Normal", "Rotated", fmt.Sprintf("volume %q shows new credentials of %s; those before run out by themselves", g.Volume.Volume, strings.Join(paths, ", ")))
+	if len(paths) == 0 {
+		return
 	}
+	eventtype, before := "Normal", "run out by themselves"
+	if now := k.Now(); ends != 0 && ends < now {
+		eventtype, before = "Warning", fmt.Sprintf("ended %s ago", max(now.Sub(ends), time.Second).Round(time.Second))
+	}
+	k.Event(g.Pod, eventtype, "Rotated", fmt.Sprintf("volume %q shows new credentials of %s; those before %s", g.Volume.Volume, strings.Join(paths, ", "), before))
 }
 
 // settleSynced finds out, when the grant's first lease has come, whether the driver copies a leased object into a Secret, which
@@ -176,12 +182,14 @@ type claim struct {
 	grant grant.Grant
 	// shown: the volume shows something already.
 	shown bool
+	// ends is when the first of what it shows ends that nothing lengthens any more; zero for never.
+	ends grant.Instant
 	// busy is what the grant's BusyUntil must at least be when the work is over: requests of an earlier try may linger.
 	busy grant.Instant
 }
 
-// claim picks the grant to work with, not the one excepted, or records a new one, and marks it busy. Whatever else the volume has that no Mount will
-// use again is let go.
+// claim picks the grant to work with, not the one excepted, or records a new one, and marks it busy. Whatever else the volume has
+// that no Mount will use again is let go.
 func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 	now := k.Now()
 	busy := now.Add(claimLife)
@@ -192,7 +200,7 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 			same := g.Digest == req.Spec.Digest
 			switch {
 			case g.State == grant.Active:
-				c.shown = true
+				c.shown, c.ends = true, grant.Earliest(c.ends, g.Ends(now))
 				fresh.Gap, fresh.Unanswered, fresh.Answered = g.Gap, g.Unanswered, g.Answered
 				if same { // what was found out of the class holds
 					fresh.SyncAsked, fresh.Expire = g.SyncAsked, g.Expire
