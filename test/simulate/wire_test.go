@@ -115,6 +115,9 @@ func (x *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		slowness := x.w.dice.between(a.pod, "slowness", time.Second, 50*time.Second)
 		x.w.background.Go(func() { time.Sleep(slowness); release() })
+		if a.op == "read" && x.w.dice.roll(a.pod, "killed while it waits") < 0.3 {
+			x.w.background.Go(func() { time.Sleep(min(time.Second, slowness/2)); x.p.kill() })
+		}
 		x.w.background.Go(func() {
 			if a.op != "read" {
 				time.Sleep(slowness)
