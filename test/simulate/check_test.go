@@ -36,10 +36,11 @@ func (w *world) look() {
 	for _, u := range w.vault.Users() {
 		users[u.Name] = true
 	}
-	live, ends := map[string]int{}, map[string]time.Duration{}
+	live, ends, revoked := map[string]int{}, map[string]time.Duration{}, map[string]bool{}
 	for _, t := range w.vault.Tokens() {
 		w.mu.Lock()
 		ends[t.Accessor] = t.TTL
+		revoked[t.Accessor] = t.Revoked && !w.lost[t.Accessor]
 		if !t.Revoked && !w.lost[t.Accessor] {
 			live[t.Role]++
 		}
@@ -66,6 +67,9 @@ func (w *world) look() {
 		}
 	}
 	for _, l := range leases {
+		if revoked[l.Accessor] && !l.Revoked && l.TTL > 0 { // a read was under way in Vault
+			w.violated("I2", l.Path, "has a lease that outlives its token, by %s", l.TTL)
+		}
 		w.early(l.ID, l.Path, now.Add(min(l.TTL, ends[l.Accessor])), l.Revoked, now)
 	}
 }

@@ -143,6 +143,11 @@ func (w *world) revokeOutside(p *pod, token bool) {
 			w.revoked[l.ID] = true
 		}
 	}
+	if token {
+		for _, accessor := range accessors {
+			w.lost[accessor] = true // what is under way under it then is nobody's fault
+		}
+	}
 	w.mu.Unlock()
 	for i := range ids {
 		if token {
