@@ -277,17 +277,16 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 		return vault.Session{}, err
 	}
 	defer cancel()
-	cluster := make(chan string, 1)
-	go func() { cluster <- client.RecentCluster(ctx) }()
+	// Asked before, since nothing may stand between the token's arrival and its record. It is mostly known already.
+	cluster := client.RecentCluster(ctx)
 	from := k.Now()
 	login, err := client.LogIn(ctx, g.Namespace, g.Auth, jwt)
-	id := <-cluster
 	if err != nil {
 		return vault.Session{}, err
 	}
 	term := grant.NewTerm(from, login.TTL, login.Renewable)
 	_, err = k.Store.Update(g.ID, func(g *grant.Grant) error {
-		g.Token, g.Accessor, g.Login, g.Unleasable, g.Cluster = login.Token, login.Accessor, term, login.Unleasable, id
+		g.Token, g.Accessor, g.Login, g.Unleasable, g.Cluster = login.Token, login.Accessor, term, login.Unleasable, cluster
 		return nil
 	})
 	if err != nil { // what cannot be recorded must not stay

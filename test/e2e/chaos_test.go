@@ -36,6 +36,8 @@ const (
 	// A short outage lasts at most a third of the shortest TTL: renewals bridge it, so nothing may lapse.
 	shortOutage = chaosTTL / 3
 	longOutage  = 100 * time.Second
+	// rest is what lies between two outages: the renewals that the one held up must come before the next.
+	rest = chaosTTL / 2
 	// recovery is what two republishes may take after an outage, on a slow machine: then every volume shows working credentials.
 	recovery      = 4 * time.Minute
 	kubeletPods   = 20
@@ -362,6 +364,9 @@ func (c *chaos) round(n int) {
 	c.readAppLogs(outage && long)
 	c.lapsesWereTold(begin)
 	c.setDisturbed(false)
+	if outage {
+		wait(ctx, rest)
+	}
 }
 
 // lapsesWereTold waits until there is a warning, not older than the round, for every guest whose credentials lapsed in it.
