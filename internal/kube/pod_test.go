@@ -184,7 +184,7 @@ func TestSyncedObjects(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			classes := fakeclasses.NewSimpleClientset(class) //nolint:staticcheck // the module generates no NewClientset
+			classes := fakeclasses.NewSimpleClientset(class)
 			if tt.answer != nil {
 				classes.PrependReactor("get", "*", func(k8stesting.Action) (bool, runtime.Object, error) { return true, nil, tt.answer })
 			}
