@@ -8,6 +8,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
@@ -68,7 +69,9 @@ func (a *apiWeather) watch(action k8stesting.Action) (bool, watch.Interface, err
 		defer source.Stop()
 		for {
 			select {
-			case <-dropped:
+			case <-dropped: // the tracker replays nothing, so what waits here is seen by another list only
+				expired := apierrors.NewResourceExpired("too old resource version").Status()
+				relay.Error(&expired)
 				relay.Stop()
 				return
 			case <-a.w.over:
