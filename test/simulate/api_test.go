@@ -71,7 +71,7 @@ func (a *apiWeather) watch(action k8stesting.Action) (bool, watch.Interface, err
 			select {
 			case <-dropped: // the tracker replays nothing, so what waits here is seen by another list only
 				expired := apierrors.NewResourceExpired("too old resource version").Status()
-				relay.Error(&expired)
+				tell(relay, watch.Event{Type: watch.Error, Object: &expired})
 				relay.Stop()
 				return
 			case <-a.w.over:
@@ -85,13 +85,19 @@ func (a *apiWeather) watch(action k8stesting.Action) (bool, watch.Interface, err
 					a.w.add("watch lag")
 					time.Sleep(lag)
 				}
-				if !relay.IsStopped() {
-					relay.Action(event.Type, event.Object)
-				}
+				tell(relay, event)
 			}
 		}
 	})
 	return true, relay, nil
+}
+
+// tell passes an event on, unless the informer has stopped its watch.
+func tell(relay *watch.FakeWatcher, event watch.Event) {
+	defer func() { _ = recover() }() // it may stop it at this moment
+	if !relay.IsStopped() {
+		relay.Action(event.Type, event.Object)
+	}
 }
 
 // drop closes every watch, so that pods are listed anew.
