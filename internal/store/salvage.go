@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"runtime/debug"
 
@@ -29,8 +28,7 @@ func (s *Store) Damaged() Salvage { return s.damaged }
 
 var errUnsound = errors.New("the file is damaged")
 
-// openSound opens the file and reads all of it once, since bbolt finds most damage, by a panic or a fault, only when it comes to
-// it. The error is errUnsound when the file is at fault, and else the system's.
+// openSound opens the file and checks all of it. The error is errUnsound when the file is at fault, and else the system's.
 func openSound(path string, options *bbolt.Options) (db *bbolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a page beyond the end of the file
 	defer func() {
@@ -48,29 +46,17 @@ func openSound(path string, options *bbolt.Options) (db *bbolt.DB, err error) {
 	default:
 		return nil, errUnsound
 	}
-	if err = db.View(walk); err != nil {
+	file, err := os.Open(path)
+	if err != nil {
+		abandon(db)
+		return nil, fmt.Errorf("opening the store to check it: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	if err = db.View(func(tx *bbolt.Tx) error { return check(tx, file) }); err != nil {
 		abandon(db)
 		return nil, errUnsound
 	}
 	return db, nil
-}
-
-// walk reads everything, and has bbolt check what it would else stumble over later, in goroutines of its own.
-func walk(tx *bbolt.Tx) error {
-	left := 4 * tx.Size()
-	err := tx.ForEach(func(_ []byte, b *bbolt.Bucket) error {
-		return b.ForEach(func(k, v []byte) error {
-			if left -= int64(len(k) + len(v) + 1); left < 0 {
-				return errUnsound // pages that lead back to one another
-			}
-			_ = crc32.ChecksumIEEE(v) // touches every page
-			return nil
-		})
-	})
-	for problem := range tx.Check() {
-		err = errors.Join(err, problem)
-	}
-	return err
 }
 
 // abandon closes what may panic at it.

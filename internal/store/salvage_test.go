@@ -20,7 +20,7 @@ import (
 // damage changes a file in one of the ways in which files break.
 func damage(r *rand.Rand, file []byte) []byte {
 	at := r.IntN(len(file))
-	switch r.IntN(5) {
+	switch r.IntN(6) {
 	case 0: // cut off
 		return file[:at]
 	case 1: // a page lost
@@ -29,7 +29,12 @@ func damage(r *rand.Rand, file []byte) []byte {
 	case 2: // a page of something else
 		at -= at % 4096
 		copy(file[at:], strings.Repeat("damage! ", 512))
-	case 3: // the meta pages lost, so that nothing is found
+	case 3: // what a page says of itself and of what it holds
+		at -= at % 4096
+		for range 1 + r.IntN(3) {
+			file[min(at+r.IntN(64), len(file)-1)] ^= 1 << r.IntN(8)
+		}
+	case 4: // the meta pages lost, so that nothing is found
 		clear(file[:8192])
 	default: // bits flipped
 		for range 1 + r.IntN(50) {
@@ -62,7 +67,7 @@ func records(t *testing.T, file []byte) map[string][]byte {
 
 // TestDamage breaks a store in many ways. It always opens, and every record whose bytes are whole is there as it was last written.
 func TestDamage(t *testing.T) {
-	const grants, tries = 30, 100
+	const grants, tries = 30, 1000
 	dir := t.TempDir()
 	s := open(t, config(dir))
 	for i := range grants {
