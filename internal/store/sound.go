@@ -56,7 +56,7 @@ func check(tx *bbolt.Tx, file io.ReaderAt) error {
 	if slices.Contains(c.used, false) || c.balance != 0 {
 		return errUnsound
 	}
-	if len(c.buckets) > 0 && !(c.has(ledgerBucket) && c.has(volumeBucket)) {
+	if len(c.buckets) > 0 && (!c.has(ledgerBucket) || !c.has(volumeBucket)) {
 		return errUnsound // one commit makes them all
 	}
 	return nil
