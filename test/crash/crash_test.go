@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,7 +46,7 @@ func TestMain(m *testing.M) {
 }
 
 // TestCrash runs every scenario once undisturbed and counts its effects, and then again for each of them with the process killed
-// before and after it. CRASH=short takes every tenth of these, beginning with another one every day.
+// before and after it. CRASH=short takes every eleventh of these, beginning with another one every day.
 func TestCrash(t *testing.T) {
 	m := start(t)
 	var mu sync.Mutex
@@ -71,6 +72,7 @@ func TestCrash(t *testing.T) {
 		first = time.Now().YearDay() % step
 	}
 	n := 0
+	var tried, done atomic.Int64
 	t.Run("killed", func(t *testing.T) {
 		for _, s := range scenarios {
 			for i, kind := range effects[s.name].kinds {
@@ -79,9 +81,13 @@ func TestCrash(t *testing.T) {
 					if n++; (n-1)%step != first {
 						continue
 					}
+					tried.Add(1)
 					t.Run(fmt.Sprintf("%s/%d %s %s", s.name, i, side, kind), func(t *testing.T) {
 						t.Parallel()
 						m.run(t, s, fmt.Sprintf("%d:%s", i, side))
+						if d := done.Add(1); d%10 == 0 {
+							fmt.Printf("crash: %d of %d cases done\n", d, tried.Load())
+						}
 					})
 				}
 			}

@@ -5,6 +5,7 @@ package simulate_test
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"runtime"
@@ -16,10 +17,18 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"k8s.io/klog/v2"
 )
 
 // floorPer100k is how often each kind of fault must occur in 100,000 lives.
 const floorPer100k = 1000
+
+// TestMain silences client-go, which logs every watch that ended early.
+func TestMain(m *testing.M) {
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
+	m.Run()
+}
 
 // TestSimulate runs worlds for SIMULATE_TIME (default: a few worlds), or until SIMULATE_LIVES lives are over. SIMULATE_SEED replays one
 // world.
@@ -47,6 +56,7 @@ func TestSimulate(t *testing.T) {
 	}
 	fmt.Printf("simulate: run %d\n", base)
 	begin := time.Now()
+	r.told = begin
 	var next atomic.Uint64
 	workers := runtime.GOMAXPROCS(0)
 	t.Run("worlds", func(t *testing.T) {
@@ -59,6 +69,7 @@ func TestSimulate(t *testing.T) {
 						return
 					}
 					r.world(t, mix(base+n))
+					r.progress(begin)
 				}
 			})
 		}
@@ -98,6 +109,7 @@ type run struct {
 	failed atomic.Bool
 
 	mu    sync.Mutex
+	told  time.Time
 	lives int
 	count map[string]int
 }
@@ -143,6 +155,16 @@ func (r *run) add(w *world) {
 		if p.rotated {
 			r.count["lives that rotated"]++
 		}
+	}
+}
+
+// progress tells now and then how far a long run is.
+func (r *run) progress(begin time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.told) >= 30*time.Second {
+		r.told = time.Now()
+		fmt.Printf("simulate: %d lives in %s\n", r.lives, time.Since(begin).Round(time.Second))
 	}
 }
 
