@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +22,8 @@ const (
 	folder = "test/simulate/planted/bugs"
 	// limit is how long the simulation may take to find a bug.
 	limit = 60 * time.Second
+	// Of so many replays of the seed that found it, so many at least must find it again.
+	replays, again = 10, 9
 )
 
 func main() {
@@ -53,19 +56,21 @@ func run(ctx context.Context, n, only string) error {
 	}
 	missed := 0
 	for _, bug := range bugs {
-		took, found, err := plant(ctx, bug)
+		r, err := plant(ctx, bug)
 		if err != nil {
 			return fmt.Errorf("%s: %w", bug, err)
 		}
-		verdict := "found"
-		if !found {
-			missed++
-			verdict = "MISSED"
+		verdict := "MISSED"
+		if r.found {
+			verdict = fmt.Sprintf("found, %2d of %d replays", r.replayed, replays)
 		}
-		fmt.Printf("%-44s %-6s %4.0f s  %s\n", strings.TrimSuffix(filepath.Base(bug), ".patch"), verdict, took.Seconds(), title(bug))
+		if r.replayed < again {
+			missed++
+		}
+		fmt.Printf("%-32s %4.0f s  %-24s %s\n", strings.TrimSuffix(filepath.Base(bug), ".patch"), r.took.Seconds(), verdict, title(bug))
 	}
 	if missed > 0 {
-		return fmt.Errorf("the simulation missed %d of %d bugs", missed, len(bugs))
+		return fmt.Errorf("the simulation missed %d of %d bugs, or could not replay them", missed, len(bugs))
 	}
 	fmt.Printf("the simulation found %d of %d bugs\n", len(bugs), len(bugs))
 	return nil
@@ -77,16 +82,26 @@ func title(bug string) string {
 	return first
 }
 
-// plant tells how long the simulation took to find the bug, and whether it did.
-func plant(ctx context.Context, bug string) (took time.Duration, found bool, err error) {
+// result is what the simulation made of a bug: how long it took, whether it found it, and how many replays of its seed did.
+type result struct {
+	took     time.Duration
+	found    bool
+	replayed int
+}
+
+// seedOf is what the simulation says of the world that it found a violation in.
+var seedOf = regexp.MustCompile(`make simulate SEED=([0-9a-f]{16})`)
+
+// plant runs the simulation with one bug.
+func plant(ctx context.Context, bug string) (result, error) {
 	dir, err := os.MkdirTemp("", "leasehold-planted-")
 	if err != nil {
-		return 0, false, err
+		return result{}, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	patch, err := filepath.Abs(bug)
 	if err != nil {
-		return 0, false, err
+		return result{}, err
 	}
 	for _, step := range [][]string{
 		{"sh", "-c", `git ls-files -z --cached --others --exclude-standard | tar --create --null --ignore-failed-read --files-from=- | tar --extract --directory "$0"`, dir},
@@ -95,20 +110,44 @@ func plant(ctx context.Context, bug string) (took time.Duration, found bool, err
 		{"go", "test", "-C", dir, "-c", "-o", "simulation", "./test/simulate"},
 	} {
 		if out, err := exec.CommandContext(ctx, step[0], step[1:]...).CombinedOutput(); err != nil {
-			return 0, false, fmt.Errorf("%s: %w\n%s", step[0], err, out)
+			return result{}, fmt.Errorf("%s: %w\n%s", step[0], err, out)
 		}
 	}
 	begin := time.Now()
-	simulation := exec.CommandContext(ctx, filepath.Join(dir, "simulation"), "-test.run=^TestSimulate$", "-test.timeout=5m")
-	simulation.Env = append(os.Environ(), "SIMULATE_TIME="+limit.String())
-	simulation.Dir = dir
-	_, err = simulation.Output()
-	var failed *exec.ExitError
-	if ctx.Err() != nil {
-		return 0, false, ctx.Err()
+	out, failed, err := simulate(ctx, dir, "SIMULATE_TIME="+limit.String())
+	r := result{took: time.Since(begin), found: failed}
+	seed := seedOf.FindSubmatch(out)
+	if err != nil || !failed {
+		return r, err
 	}
-	if err != nil && !errors.As(err, &failed) {
-		return 0, false, err
+	if seed == nil {
+		return r, fmt.Errorf("the simulation failed without a seed:\n%s", out)
 	}
-	return time.Since(begin), err != nil, nil
+	for range replays {
+		_, failed, err := simulate(ctx, dir, "SIMULATE_SEED="+string(seed[1]))
+		if err != nil {
+			return r, err
+		}
+		if failed {
+			r.replayed++
+		}
+	}
+	return r, nil
+}
+
+// simulate runs the simulation built in a folder, and tells whether it failed.
+func simulate(ctx context.Context, dir, setting string) (out []byte, failed bool, err error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "simulation"), "-test.run=^TestSimulate$", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), setting)
+	cmd.Dir = dir
+	out, err = cmd.CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return nil, false, ctx.Err()
+	case errors.As(err, &exit):
+		return out, true, nil
+	default:
+		return out, false, err
+	}
 }
