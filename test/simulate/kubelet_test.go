@@ -72,7 +72,8 @@ type pod struct {
 	doubtful int
 	frozen   time.Time // the driver's mtime of the folder
 	dir      bool      // the driver's folder is there
-	edited   string
+	edited   string // what the class says now
+	asked    string // what it said when the volume was last asked for
 }
 
 func newPod(w *world, i int) *pod {
@@ -203,13 +204,14 @@ func (p *pod) write(files map[string]string) {
 	} else {
 		w.sayLocked("%s: shows %s", p.name, files["user"])
 	}
-	p.shown, p.frozen, p.mounted, p.renewed = files, time.Now(), true, p.kind.rotates || time.Now().Before(w.awayUntil) || w.revoked[w.issued[files["user"]]]
+	p.shown, p.frozen, p.mounted, p.renewed = files, time.Now(), true, p.kind.rotates || time.Now().Before(w.awayUntil) || w.revoked[w.issued[files["user"]]] || p.asked != p.edited
 	p.leases[w.issued[files["user"]]] = true
 }
 
 func (p *pod) request() *v1alpha1.MountRequest {
 	p.w.mu.Lock()
 	edited := p.edited
+	p.asked = edited
 	p.w.mu.Unlock()
 	attributes, _ := json.Marshal(map[string]string{
 		"roleName": p.name, "secretProviderClass": "", "edited": edited,
