@@ -72,8 +72,8 @@ type pod struct {
 	doubtful int
 	frozen   time.Time // the driver's mtime of the folder
 	dir      bool      // the driver's folder is there
-	edited   string // what the class says now
-	asked    string // what it said when the volume was last asked for
+	edited   string    // what the class says now
+	asked    string    // what it said when the volume was last asked for
 }
 
 func newPod(w *world, i int) *pod {
