@@ -129,6 +129,7 @@ func (a *apiWeather) kubeletBeats() {
 			return
 		case <-time.After(10 * time.Second):
 		}
+		a.w.awaitKubelet()
 		lease = lease.DeepCopy()
 		lease.Spec.RenewTime = &metav1.MicroTime{Time: a.w.kubeNow().Time}
 		_ = a.client.Tracker().Update(leases, lease, corev1.NamespaceNodeLease)

@@ -79,7 +79,7 @@ type pod struct {
 func newPod(w *world, i int) *pod {
 	p := &pod{w: w, leases: map[string]bool{}, name: fmt.Sprintf("pod-%d", i), uid: fmt.Sprintf("uid-%d-%x", i, w.seed)}
 	p.kind = kinds[int(w.dice.roll(p.name, "kind")*float64(len(kinds)))]
-	p.end = w.dice.pick(p.name, "end", odds{{"force delete", 0.2}, {"job", 0.2}, {"driver down", 0.1}, {"deleted object first", 0.1}, {"stuck unmount", 0.05}, {"delete", 1}})
+	p.end = w.dice.pick(p.name, "end", odds{{"force delete", 0.2}, {"job", 0.2}, {"driver down", 0.1}, {"deleted object first", 0.1}, {"pod gc", 0.08}, {"stuck unmount", 0.05}, {"delete", 1}})
 	role := p.kind.token
 	w.vault.Role(p.name, role)
 	w.vault.Dynamic(p.path(), p.kind.lease)
@@ -116,6 +116,7 @@ func (p *pod) publishUntil(ends time.Time) bool {
 		if p.kind.denied && try == denials {
 			p.w.vault.KV2("secret/data/"+p.name, map[string]any{"k": p.name})
 		}
+		p.w.awaitKubelet()
 		_ = os.MkdirAll(p.folder(), 0o755)
 		code := p.publish(true)
 		if code == codes.OK {
@@ -228,6 +229,7 @@ func (p *pod) request() *v1alpha1.MountRequest {
 func (p *pod) run(ends time.Time) {
 	for time.Now().Before(ends) {
 		time.Sleep(p.w.dice.between(p.name, "resync", time.Minute, 90*time.Second))
+		p.w.awaitKubelet()
 		p.publish(false)
 	}
 }
@@ -245,7 +247,7 @@ func (p *pod) finish() {
 		p.stopContainers()
 		p.unmount()
 	case "job":
-		p.stopContainers()
+		p.dead()
 		p.phase(corev1.PodSucceeded)
 		p.unmount()
 		time.Sleep(20 * time.Minute)
@@ -259,6 +261,19 @@ func (p *pod) finish() {
 		time.Sleep(12 * time.Minute)
 		p.unmount()
 		p.remove()
+	case "pod gc": // the node was taken for lost, and its containers run on for longer than a volume is waited for
+		w.add("pods failed by the garbage collector")
+		if p.kind.rotates { // nobody republishes any more
+			w.mu.Lock()
+			p.excused = time.Now().Add(time.Hour)
+			w.mu.Unlock()
+		}
+		p.collect()
+		time.Sleep(w.dice.between(p.name, "collected", 5*time.Minute, 7*time.Minute))
+		p.remove()
+		time.Sleep(w.dice.between(p.name, "lingering", 0, 3*time.Minute))
+		p.stopContainers()
+		p.unmount()
 	case "stuck unmount": // the folder stays, and kubelet lives
 		w.add("stuck unmounts")
 		p.remove()
@@ -281,6 +296,7 @@ func (p *pod) finish() {
 }
 
 func (p *pod) unmount() {
+	p.w.awaitKubelet()
 	_ = os.RemoveAll(p.folder())
 	p.w.say("%s: unmounted", p.name)
 }
@@ -301,7 +317,14 @@ func (p *pod) startContainers() {
 	})
 }
 
+// stopContainers is kubelet's.
 func (p *pod) stopContainers() {
+	p.w.awaitKubelet()
+	p.dead()
+}
+
+// dead says that the containers are.
+func (p *pod) dead() {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
 	p.running, p.gone = false, time.Now()
@@ -337,9 +360,20 @@ func (p *pod) update(change func(*corev1.Pod)) {
 	}
 }
 
+// phase is written by kubelet.
 func (p *pod) phase(phase corev1.PodPhase) {
+	p.w.awaitKubelet()
 	p.update(func(o *corev1.Pod) { o.Status.Phase = phase })
 	p.w.say("%s: phase %s", p.name, phase)
+}
+
+// collect is what the pod garbage collector writes of a pod before it deletes it; it asks no kubelet.
+func (p *pod) collect() {
+	p.update(func(o *corev1.Pod) {
+		o.Status.Phase = corev1.PodFailed
+		o.Status.Conditions = []corev1.PodCondition{{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "DeletionByPodGC"}}
+	})
+	p.w.say("%s: failed by the garbage collector", p.name)
 }
 
 func (p *pod) terminate() {

@@ -9,7 +9,7 @@ import (
 // The kinds of what happens to a world as a whole.
 var perWorld = odds{
 	{"Vault unreachable, short", 0.09}, {"Vault unreachable, long", 0.05}, {"Vault sealed, short", 0.08}, {"Vault sealed, long", 0.05},
-	{"back end down, short", 0.08}, {"back end down, long", 0.05}, {"API away", 0.09}, {"empty list", 0.09}, {"relist", 0.08},
+	{"back end down, short", 0.08}, {"back end down, long", 0.05}, {"API away", 0.07}, {"empty list", 0.07}, {"kubelet away", 0.04}, {"relist", 0.08},
 	{"lease revoked outside", 0.08}, {"token revoked outside", 0.08}, {"store lost", 0.05}, {"graceful restart", 0.05}, {"kill at any time", 0.03}, {"class edited", 0.02}, {"clock step", 0.03},
 }
 
@@ -73,6 +73,16 @@ func (w *world) strike(kind string) {
 		span(w.setBackEndDown, long, true)
 	case "API away":
 		span(w.net.setAway, long, false)
+	case "kubelet away": // for longer than its proof of life takes, were it there
+		away := w.dice.between("weather", "kubelet", 11*time.Minute, 15*time.Minute)
+		w.mu.Lock()
+		for _, p := range w.pods {
+			if p.renewed = true; p.kind.rotates { // which only a republish can bring about
+				p.excused = time.Now().Add(away + heal)
+			}
+		}
+		w.mu.Unlock()
+		span(w.setKubeletAway, away, false)
 	case "empty list":
 		w.net.drop(true)
 	case "relist":
@@ -111,6 +121,28 @@ func (w *world) setBackEndDown(down bool) {
 	w.backEndDown = time.Time{}
 	if down {
 		w.backEndDown = time.Now()
+	}
+}
+
+// setKubeletAway: containers run on, and what kubelet would do waits until it is back.
+func (w *world) setKubeletAway(away bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if away {
+		w.kubeletBack = make(chan struct{})
+		return
+	}
+	close(w.kubeletBack)
+	w.kubeletBack = nil
+}
+
+// awaitKubelet returns when kubelet is there.
+func (w *world) awaitKubelet() {
+	w.mu.Lock()
+	back := w.kubeletBack
+	w.mu.Unlock()
+	if back != nil {
+		<-back
 	}
 }
 

@@ -75,6 +75,8 @@ type world struct {
 	// step is how far kubelet's and the API server's clocks are off: the bubble has but one, and what counts is that they differ
 	// from that of the provider.
 	step time.Duration
+	// kubeletBack is closed when kubelet is back; nil while it is there.
+	kubeletBack chan struct{}
 	// shakyUntil is until when a short outage may have delayed the news that a maximum was reached, so that one republish is left.
 	shakyUntil time.Time
 }
