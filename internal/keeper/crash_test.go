@@ -12,6 +12,7 @@ import (
 
 	"github.com/leasehold-csi/leasehold/internal/render"
 	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/store/storetest"
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
 
@@ -171,4 +172,57 @@ func (n *node) diedLoggingIn(at int) bool {
 		}
 	}
 	return false
+}
+
+// The store's file cannot be written from before or after each request to Vault on, for a while. The pod gets working credentials all
+// the same once it can be, and after its end nothing of it lives: what could not be recorded was not kept.
+func TestStoreFailsAtEveryRequest(t *testing.T) {
+	run := func(t *testing.T, at int, after bool) (requests int) {
+		wire := &mortal{}
+		bubble(t, func(t *testing.T, n *node) {
+			n.stop()
+			failing := &failingStore{wire: wire, at: at, after: after, fail: func() {
+				mend := storetest.BreakWrites(t, n.dir)
+				time.AfterFunc(15*time.Second, mend)
+			}}
+			wire.next, n.wire = n.vault, failing
+			n.start()
+			life(t, n, wire)
+			time.Sleep(claimLife + 10*time.Minute) // what a failed mount left as it was, and a look that could note nothing
+			requests = wire.sent()
+			if s := n.states(); s != "" {
+				t.Errorf("the store still holds %q\n%s", s, n.log)
+			}
+			n.expect("pod ended", 0, 0, 0)
+		})
+		return requests
+	}
+	total := run(t, 0, false)
+	for at := 1; at <= total; at++ {
+		for _, after := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d,after=%t", at, after), func(t *testing.T) { run(t, at, after) })
+		}
+	}
+}
+
+// failingStore calls fail before one of the requests, or when its reply is there.
+type failingStore struct {
+	wire  *mortal
+	at    int
+	after bool
+	fail  func()
+}
+
+func (f *failingStore) RoundTrip(r *http.Request) (*http.Response, error) {
+	f.wire.mu.Lock()
+	now := f.wire.requests+1 == f.at
+	f.wire.mu.Unlock()
+	if now && !f.after {
+		f.fail()
+	}
+	resp, err := f.wire.RoundTrip(r)
+	if now && f.after {
+		f.fail()
+	}
+	return resp, err
 }

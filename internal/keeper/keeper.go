@@ -234,6 +234,9 @@ func (k *Keeper) guarded(ctx context.Context, id string) (next grant.Instant) {
 	if errors.Is(err, store.ErrNotFound) {
 		return 0 // it was forgotten meanwhile
 	}
+	if err != nil { // also what said that nothing is due any more, or something at once: it was not recorded
+		next = max(next, k.Now().Add(firstPause))
+	}
 	if err != nil && ctx.Err() == nil {
 		k.Log.Warn("looking after a grant", "grant", id, "err", err, "next", next.Sub(k.Now()).Round(time.Second))
 	}

@@ -402,6 +402,31 @@ func TestOrphanTTLBoundsALongToken(t *testing.T) {
 	})
 }
 
+// TestTokenThatCannotBeShortenedIsTold: a period ignores what is asked for.
+func TestTokenThatCannotBeShortenedIsTold(t *testing.T) {
+	for name, test := range map[string]struct {
+		role vaulttest.Role
+		told bool
+	}{
+		"long period":         {vaulttest.Role{Period: 24 * time.Hour}, true},
+		"short period":        {vaulttest.Role{Period: 10 * time.Minute}, false},
+		"long TTL":            {vaulttest.Role{TTL: 24 * time.Hour}, false},
+		"long batch token":    {vaulttest.Role{TTL: 24 * time.Hour, Batch: true}, true},
+		"short explicit max":  {vaulttest.Role{TTL: 24 * time.Hour, ExplicitMax: 30 * time.Minute}, false},
+		"short TTL all along": {vaulttest.Role{TTL: 10 * time.Minute}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, n *node) {
+				n.vault.Role("my-app-role", test.role)
+				n.mount(n.request("p", "k="+kv+"#k"))
+				if n.had("LongToken") != test.told {
+					t.Errorf("told: %t\n%s", !test.told, n.log)
+				}
+			})
+		})
+	}
+}
+
 func TestMaximumTTLIsRotatedWithOverlap(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		n.vault.Dynamic(creds, vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 3 * time.Hour})

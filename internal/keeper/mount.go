@@ -293,20 +293,42 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 		return vault.Session{}, errors.Join(err, client.RevokeSelf(ctx, login.Session))
 	}
 	k.Log.Info("logged in", "grant", g.ID, "pod", g.Pod.Namespace+"/"+g.Pod.Name, "volume", g.Volume.Volume, "role", g.Auth.Role, "ttl", login.TTL)
-	if login.TTL != 0 && login.TTL <= k.OrphanTTL || !login.Renewable {
-		return login.Session, nil
+	ttl := login.TTL
+	if login.Renewable && (ttl == 0 || ttl > k.OrphanTTL) {
+		ttl, err = k.shorten(ctx, client, g.ID, login.Session)
 	}
-	from = k.Now()
-	life, err := client.RenewSelf(ctx, login.Session, k.OrphanTTL)
-	_, putErr := k.Store.Update(g.ID, func(g *grant.Grant) error {
-		if err == nil {
+	k.tellLongToken(g, ttl)
+	return login.Session, err
+}
+
+// shorten leaves a new token with the orphan TTL, and returns the life that it has then: a periodic one keeps its period.
+func (k *Keeper) shorten(ctx context.Context, client *vault.Client, id string, s vault.Session) (ttl time.Duration, err error) {
+	from, ttl := k.Now(), k.OrphanTTL
+	life, failure := client.RenewSelf(ctx, s, k.OrphanTTL)
+	_, err = k.Store.Update(id, func(g *grant.Grant) error {
+		if failure == nil {
+			ttl = life.TTL
 			g.Login = grant.NewTerm(from, life.TTL, life.Renewable)
 		} else { // it may have been shortened or not: renew for the one, wait out the other
-			g.Login.From, g.Login.TTL, g.Login.Full = from, k.OrphanTTL, k.OrphanTTL
+			g.Login.From, g.Login.TTL, g.Login.Full = from, ttl, ttl
 		}
 		return nil
 	})
-	return login.Session, putErr
+	return ttl, err
+}
+
+// tellLongToken says what a loss of the node would leave behind when a token's life cannot be bounded; zero is a life without end.
+func (k *Keeper) tellLongToken(g grant.Grant, ttl time.Duration) {
+	const rounding = 2 * time.Second // Vault states whole seconds
+	if ttl != 0 && ttl <= k.OrphanTTL+rounding {
+		return
+	}
+	life := "without end"
+	if ttl != 0 {
+		life = "of " + ttl.String()
+	}
+	k.Event(g.Pod, "Warning", "LongToken", fmt.Sprintf("volume %q: role %q gives tokens whose life %s cannot be shortened to the orphan TTL of %s (token_period, or not renewable): "+
+		"if this node is lost, its token and leases live on for so long; lower token_period, or use token_ttl instead", g.Volume.Volume, g.Auth.Role, life, k.OrphanTTL))
 }
 
 // readAll makes reads, a few at a time, and waits for every one: a read that is given up can leave credentials that nobody
