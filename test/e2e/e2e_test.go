@@ -21,6 +21,11 @@ func TestEndToEnd(t *testing.T) {
 		{"a graceful end with a preStop", s.gracefulEnd},
 		{"a job that completes", s.jobCompletes},
 		{"a forced delete", s.forcedDelete},
+		{"a name that is used again", s.nameIsUsedAgain},
+		{"a class that changes", s.classChanges},
+		{"leases that are kept at the end", s.keptAtTheEnd},
+		{"tokens that cannot carry leases", s.tokensThatCannotCarry},
+		{"credentials that will lapse", s.willLapse},
 		{"a wrong service account", s.wrongServiceAccount},
 		{"bad classes", s.badClasses},
 		{"bad answers of Vault", s.badAnswers},
@@ -32,9 +37,19 @@ func TestEndToEnd(t *testing.T) {
 		{"a restart of the provider under mounts", s.restartUnderMounts},
 		{"a sealed Vault", s.sealedVault},
 		{"how soon leases go", s.howSoon},
+		{"ends without the provider", s.endsWithoutProvider},
+		{"ends without Vault", s.endsWithoutVault},
+		{"ends without the database", s.endsWithoutDatabase},
+		{"ends without kubelet", s.endsWithoutKubelet},
+		{"a store that is lost", s.storeIsLost},
 	}
 	if s.hasKubelet() {
-		alone = append(alone, scenario{"other volumes after a restart", s.otherVolumes})
+		together = append(together, scenario{"an eviction", s.evicted})
+		alone = append(alone,
+			scenario{"ends without the API server", s.endsWithoutAPIServer},
+			scenario{"ends without the driver", s.endsWithoutDriver},
+			scenario{"other volumes after a restart", s.otherVolumes},
+		)
 	}
 	t.Run("together", func(t *testing.T) {
 		for _, c := range together {
