@@ -248,7 +248,7 @@ func (s *suite) evicted(t *testing.T) {
 	p.deleteAll()
 }
 
-// willLapse starts a pod whose credentials end for good before republishes can replace them, and whose container would not see others.
+// willLapse starts a pod whose credentials end for good, and whose container would not see others.
 func (s *suite) willLapse(t *testing.T) {
 	p := s.newPlace(t, "lapse")
 	p.makeRole(p.role, map[string]any{"default_ttl": 100, "max_ttl": 100})
@@ -257,8 +257,7 @@ func (s *suite) willLapse(t *testing.T) {
 	app := &pod.Spec.Containers[0]
 	app.VolumeMounts[0].SubPath, app.VolumeMounts[0].MountPath = "db_user", "/mnt/user"
 	pod = p.run(pod)
-	p.awaitEvent(pod.Name, "WillLapse", "a life of at most 1m40s is below the ")
-	p.awaitEvent(pod.Name, "WillLapse", `container "app" mounts them by subPath`)
+	p.awaitEvent(pod.Name, "WillLapse", "cannot be extended", `container "app" mounts them by subPath`)
 	p.delete(pod, metav1.DeleteOptions{})
 	p.awaitNothing()
 }

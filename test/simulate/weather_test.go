@@ -75,13 +75,7 @@ func (w *world) strike(kind string) {
 		span(w.net.setAway, long, false)
 	case "kubelet away": // for longer than its proof of life takes, were it there
 		away := w.dice.between("weather", "kubelet", 11*time.Minute, 15*time.Minute)
-		w.mu.Lock()
-		for _, p := range w.pods {
-			if p.renewed = true; p.kind.rotates { // which only a republish can bring about
-				p.excused = time.Now().Add(away + heal)
-			}
-		}
-		w.mu.Unlock()
+		w.postpone(away)
 		span(w.setKubeletAway, away, false)
 	case "empty list":
 		w.net.drop(true)
@@ -121,6 +115,25 @@ func (w *world) setBackEndDown(down bool) {
 	w.backEndDown = time.Time{}
 	if down {
 		w.backEndDown = time.Now()
+	}
+}
+
+// postpone grants more time to whatever only a republish can bring about, because none comes for a while.
+func (w *world) postpone(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	if w.awayUntil.After(now) {
+		w.awayUntil = w.awayUntil.Add(d)
+	}
+	for _, p := range w.pods {
+		p.renewed = true
+		switch {
+		case p.excused.After(now):
+			p.excused = p.excused.Add(d)
+		case p.kind.rotates, p.misses > 0: // what is due, or was missed just before
+			p.excused = now.Add(d + heal)
+		}
 	}
 }
 
