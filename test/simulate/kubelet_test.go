@@ -263,11 +263,9 @@ func (p *pod) finish() {
 		p.remove()
 	case "pod gc": // the node was taken for lost, and its containers run on for longer than a volume is waited for
 		w.add("pods failed by the garbage collector")
-		if p.kind.rotates { // nobody republishes any more
-			w.mu.Lock()
-			p.excused = time.Now().Add(time.Hour)
-			w.mu.Unlock()
-		}
+		w.mu.Lock()
+		p.excused = time.Now().Add(time.Hour) // nobody republishes any more; what it has must not end before its time all the same
+		w.mu.Unlock()
 		p.collect()
 		time.Sleep(w.dice.between(p.name, "collected", 5*time.Minute, 7*time.Minute))
 		p.remove()
