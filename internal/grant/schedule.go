@@ -77,21 +77,17 @@ func (g *Grant) Supersede(r spec.Read, now Instant) {
 // half as much of jitter (1.21.2). Then it gives the lease up, and what it stood for stays in the back end for ever.
 const vaultTries = 16 * time.Minute
 
-// Unsettled is until when Vault may be trying to revoke a lease that ended by itself, while no living one of the same path can
-// tell whether the back end works: revoking the token would be another try, and if the back end is down a wasted one. Zero when
-// there is none.
-func (g *Grant) Unsettled(now Instant) Instant {
-	var until Instant
+// Unsettled are the leases that ended by themselves and that Vault may still be trying to revoke, while no living one of the same path
+// can tell whether the back end works: revoking the token would be another try, and if the back end is down a wasted one.
+func (g *Grant) Unsettled(now Instant) []Lease {
+	var unsettled []Lease
 	for _, ended := range g.Leases {
 		tells := func(l Lease) bool { return l.Read.Path == ended.Read.Path && l.Term.Left(now) > 0 }
-		if tells(ended) || slices.ContainsFunc(g.Leases, tells) {
-			continue
-		}
-		if settled := ended.Term.Expiry().Add(vaultTries); settled > now {
-			until = max(until, settled)
+		if now < ended.Term.Expiry().Add(vaultTries) && !tells(ended) && !slices.ContainsFunc(g.Leases, tells) {
+			unsettled = append(unsettled, ended)
 		}
 	}
-	return until
+	return unsettled
 }
 
 // Jitter spreads the renewals of grants that began together. It is fixed for one grant, so that a schedule computed twice

@@ -205,11 +205,12 @@ func TestStoreFailsAtEveryRequest(t *testing.T) {
 	}
 }
 
-// failingStore calls fail before one of the requests, or when its reply is there.
+// failingStore calls fail once: before one of the requests, or when its reply is there.
 type failingStore struct {
 	wire  *mortal
 	at    int
 	after bool
+	once  sync.Once
 	fail  func()
 }
 
@@ -218,11 +219,11 @@ func (f *failingStore) RoundTrip(r *http.Request) (*http.Response, error) {
 	now := f.wire.requests+1 == f.at
 	f.wire.mu.Unlock()
 	if now && !f.after {
-		f.fail()
+		f.once.Do(f.fail)
 	}
 	resp, err := f.wire.RoundTrip(r)
 	if now && f.after {
-		f.fail()
+		f.once.Do(f.fail)
 	}
 	return resp, err
 }

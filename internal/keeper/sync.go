@@ -283,6 +283,7 @@ func wall(in time.Duration) string { return time.Now().Add(in).UTC().Format(time
 const (
 	firstPause   = time.Second
 	longestPause = 30 * time.Second
+	uncounted    = 6 // failures, that lead to longestPause
 	// tellAt and tellEvery are the numbers of failures in a row at which people are told.
 	tellAt    = 3
 	tellEvery = 20
@@ -295,8 +296,8 @@ func (k *Keeper) later(g grant.Grant, failure error) (grant.Instant, error) {
 		g.Problem = failure.Error()
 		return nil
 	})
-	if err != nil {
-		after, after.Failures = g, 1
+	if err != nil { // there is nothing to count in, so the pause is the longest
+		after, after.Failures = g, uncounted
 	}
 	now := k.Now()
 	pause := min(firstPause<<min(after.Failures-1, 10), longestPause)

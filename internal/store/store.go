@@ -44,6 +44,9 @@ const (
 	reserveName = "reserve"
 	// DefaultMaxBytes is the content limit when none is set.
 	DefaultMaxBytes = 64 << 20
+	// mapped is how much of the address space the file is given for each byte of the content limit. It takes no memory, and a file that
+	// stays below it is never mapped anew: for that every reader would have to wait, and when it fails the file can only be opened anew.
+	mapped = 4
 )
 
 var (
@@ -166,8 +169,9 @@ func (s *Store) open(path string) error {
 	// damaged page causes cannot be caught.
 	options := &bbolt.Options{
 		NoSync: true, NoGrowSync: true,
-		FreelistType: bbolt.FreelistMapType,
-		Timeout:      time.Second,
+		FreelistType:    bbolt.FreelistMapType,
+		InitialMmapSize: int(mapped * s.maxBytes),
+		Timeout:         time.Second,
 	}
 	db, err := openSound(path, options)
 	if errors.Is(err, errUnsound) {

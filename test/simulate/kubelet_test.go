@@ -57,6 +57,8 @@ type pod struct {
 	empty   bool // they were started before the volume had files
 	stepped bool // by a clock that is ahead of the provider's, so that it seems to have been later
 	shown   map[string]string
+	first   time.Time // when it showed something
+	removed time.Time // its object
 	gone    time.Time // when the containers were dead
 	mounted bool      // it got files once
 	// renewed: something happened that rightly brings new credentials.
@@ -204,6 +206,9 @@ func (p *pod) write(files map[string]string) {
 		w.sayLocked("%s: rotated to %s", p.name, files["user"])
 	} else {
 		w.sayLocked("%s: shows %s", p.name, files["user"])
+	}
+	if p.shown == nil {
+		p.first = time.Now()
 	}
 	p.shown, p.frozen, p.mounted, p.renewed = files, time.Now(), true, p.kind.rotates || time.Now().Before(w.awayUntil) || w.revoked[w.issued[files["user"]]] || p.asked != p.edited
 	p.leases[w.issued[files["user"]]] = true
@@ -382,6 +387,9 @@ func (p *pod) terminate() {
 
 func (p *pod) remove() {
 	_ = p.w.api.Tracker().Delete(podResource, namespace, p.name)
+	p.w.mu.Lock()
+	p.removed = time.Now()
+	p.w.mu.Unlock()
 	p.w.vault.PodGone(namespace, p.name)
 	p.w.say("%s: object removed", p.name)
 }
