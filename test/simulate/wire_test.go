@@ -234,14 +234,15 @@ func (w *world) whose(r *http.Request, body []byte) asked {
 	return asked{"read", owner(path)}
 }
 
-// backEndIsDown tells whether it has been for a while, and the token has leases that somebody knows of.
+// backEndIsDown tells whether it has been for a while, and the token has leases that somebody knows of and that Vault has not given up,
+// living ones or such as ended and wait for the back end.
 func (w *world) backEndIsDown(token string) bool {
 	leases := w.vault.Leases()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return !w.backEndDown.IsZero() && time.Since(w.backEndDown) > time.Minute &&
 		slices.ContainsFunc(leases, func(l vaulttest.Lease) bool {
-			return l.Accessor == w.accessors[token] && w.heard[l.ID] && !l.Revoked && l.TTL > 0
+			return l.Accessor == w.accessors[token] && w.heard[l.ID] && !l.Revoked && !l.Irrevocable
 		})
 }
 
