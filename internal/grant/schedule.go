@@ -77,17 +77,24 @@ func (g *Grant) Supersede(r spec.Read, now Instant) {
 // half as much of jitter (1.21.2). Then it gives the lease up, and what it stood for stays in the back end for ever.
 const vaultTries = 16 * time.Minute
 
-// Unsettled are the leases that ended by themselves and that Vault may still be trying to revoke, while no living one of the same path
-// can tell whether the back end works: revoking the token would be another try, and if the back end is down a wasted one.
-func (g *Grant) Unsettled(now Instant) []Lease {
-	var unsettled []Lease
-	for _, ended := range g.Leases {
-		tells := func(l Lease) bool { return l.Read.Path == ended.Read.Path && l.Term.Left(now) > 0 }
-		if now < ended.Term.Expiry().Add(vaultTries) && !tells(ended) && !slices.ContainsFunc(g.Leases, tells) {
-			unsettled = append(unsettled, ended)
+// Probes are the leases whose renewal tells whether their back ends work: those that live, and those that ended by themselves and
+// that Vault may still be trying to revoke, where no living one of the same path can tell. Revoking the token would be another try,
+// and if the back end is down a wasted one.
+func (g *Grant) Probes(now Instant) []Lease {
+	var probes []Lease
+	for _, l := range g.Leases {
+		if l.Term.Left(now) > 0 {
+			if l.Term.Renewable {
+				probes = append(probes, l)
+			}
+			continue
+		}
+		tells := func(other Lease) bool { return other.Read.Path == l.Read.Path && other.Term.Left(now) > 0 }
+		if now < l.Term.Expiry().Add(vaultTries) && !slices.ContainsFunc(g.Leases, tells) {
+			probes = append(probes, l)
 		}
 	}
-	return unsettled
+	return probes
 }
 
 // Jitter spreads the renewals of grants that began together. It is fixed for one grant, so that a schedule computed twice

@@ -248,25 +248,28 @@ func TestLapse(t *testing.T) {
 	}
 }
 
-func TestUnsettled(t *testing.T) {
+func TestProbes(t *testing.T) {
 	lease := func(path string, life time.Duration) grant.Lease {
 		return grant.Lease{Read: spec.Read{Path: path}, Term: grant.NewTerm(boot, life, true)}
 	}
+	fixed := lease("pki", time.Hour)
+	fixed.Term.Renewable = false
 	for _, test := range []struct {
 		name   string
 		leases []grant.Lease
 		at     time.Duration
 		want   int
 	}{
-		{"it lives", []grant.Lease{lease("a", time.Minute)}, time.Minute - 1, 0},
+		{"it lives", []grant.Lease{lease("a", time.Minute)}, time.Minute - 1, 1},
+		{"it lives and cannot be renewed", []grant.Lease{fixed}, time.Minute, 0},
 		{"it ended", []grant.Lease{lease("a", time.Minute)}, time.Minute, 1},
 		{"Vault has tried for long enough", []grant.Lease{lease("a", time.Minute)}, 17 * time.Minute, 0},
-		{"a living one of its path can tell", []grant.Lease{lease("a", time.Minute), lease("a", time.Hour)}, 2 * time.Minute, 0},
-		{"one of another path cannot", []grant.Lease{lease("a", time.Minute), lease("b", time.Hour)}, 2 * time.Minute, 1},
-		{"without end", []grant.Lease{lease("a", 0)}, 2 * time.Minute, 0},
+		{"a living one of its path can tell", []grant.Lease{lease("a", time.Minute), lease("a", time.Hour)}, 2 * time.Minute, 1},
+		{"one of another path cannot", []grant.Lease{lease("a", time.Minute), lease("b", time.Hour)}, 2 * time.Minute, 2},
+		{"without end", []grant.Lease{lease("a", 0)}, 2 * time.Minute, 1},
 	} {
 		g := grant.Grant{Leases: test.leases}
-		if got := len(g.Unsettled(boot.Add(test.at))); got != test.want {
+		if got := len(g.Probes(boot.Add(test.at))); got != test.want {
 			t.Errorf("%s: %d, want %d", test.name, got, test.want)
 		}
 	}

@@ -43,35 +43,22 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 	return k.later(g, err)
 }
 
-// probe fails when the back end of a lease does: Vault gives a lease up after six failed revocations (about ten minutes) and the user
-// would stay for ever, while a token that still lives keeps its leases. A living lease is asked for a small renewal, and of one that
-// ended by itself whether Vault is rid of it. What Vault did not answer has not been asked; a refusal is not the back end's, and the
-// revocation itself will tell.
+// probe asks for a small renewal of each lease that can tell, and fails when the engine's back end does: Vault gives a lease up after
+// six failed revocations (about ten minutes) and the user would stay for ever, while a token that still lives keeps its leases. One
+// that ended and is still known waits for its back end. What Vault did not answer has not been asked; a refusal is not the back end's,
+// and the revocation itself will tell.
 func (k *Keeper) probe(ctx context.Context, client *vault.Client, g grant.Grant) error {
-	for _, l := range g.Leases {
-		if !l.Term.Renewable || l.Term.Left(k.Now()) == 0 {
-			continue
-		}
+	for _, l := range g.Probes(k.Now()) {
 		_, err := within(ctx, grant.RequestTimeout, func(ctx context.Context) (vault.Life, error) {
 			return client.RenewLease(ctx, session(&g), l.ID, probeIncrement)
 		})
 		switch vault.KindOf(err) {
 		case vault.BackEndDown:
 			return fmt.Errorf("the back end of %q is down, so the revocation waits for it: %w", l.Read.Path, err)
+		case vault.LeaseEnded:
+			return fmt.Errorf("the lease of %q ended and is not gone yet, so the revocation waits for its back end: %w", l.Read.Path, err)
 		case vault.NotExecuted, vault.Unreachable, vault.InDoubt, vault.Failing:
 			return fmt.Errorf("asking whether the back end of %q works: %w", l.Read.Path, err)
-		}
-	}
-	for _, l := range g.Unsettled(k.Now()) {
-		known, err := within(ctx, grant.RequestTimeout, func(ctx context.Context) (bool, error) {
-			return client.KnowsLease(ctx, session(&g), l.ID)
-		})
-		switch {
-		case vault.KindOf(err) == vault.InvalidToken:
-		case err != nil:
-			return fmt.Errorf("asking whether the ended lease of %q is gone: %w", l.Read.Path, err)
-		case known:
-			return fmt.Errorf("the lease of %q ended but is not gone, so its back end may be down, and the revocation waits for it", l.Read.Path)
 		}
 	}
 	return nil

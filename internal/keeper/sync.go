@@ -204,7 +204,7 @@ func (k *Keeper) renewLease(ctx context.Context, client *vault.Client, g grant.G
 	switch vault.KindOf(err) {
 	case vault.InvalidToken:
 		return k.tokenRefused(ctx, client, g, err)
-	case vault.LeaseGone:
+	case vault.LeaseGone, vault.LeaseEnded:
 		k.lost(g, fmt.Sprintf("the lease of %q was revoked or expired", l.Read.Path))
 		return change(func(t grant.Term) grant.Term { return t.Lost(from) })
 	case vault.Unrenewable, vault.Denied:

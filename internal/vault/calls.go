@@ -172,16 +172,6 @@ func (c *Client) RenewLease(ctx context.Context, s Session, id secret.Value, inc
 	return Life{TTL: seconds(e.LeaseDuration), Renewable: e.Renewable}, nil
 }
 
-// KnowsLease reports whether Vault has a lease, which may have ended already: then it is still to be revoked in its back end.
-func (c *Client) KnowsLease(ctx context.Context, s Session, id secret.Value) (bool, error) {
-	var e envelope
-	err := c.put(ctx, s, "looking a lease up", "sys/leases/lookup", map[string]any{"lease_id": id.Reveal()}, []secret.Value{id}, &e)
-	if KindOf(err) == LeaseGone {
-		return false, nil
-	}
-	return err == nil, err
-}
-
 // RevokeSelf revokes the token, and with it every lease under it. Vault takes over the leases: they go moments later, and it
 // tries again by itself when their back end is down.
 func (c *Client) RevokeSelf(ctx context.Context, s Session) error {

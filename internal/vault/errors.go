@@ -36,8 +36,10 @@ const (
 	Denied
 	// InvalidToken: the token is revoked or expired, or was never this cluster's.
 	InvalidToken
-	// LeaseGone: the lease is revoked or expired.
+	// LeaseGone: the lease is revoked, or Vault has given it up.
 	LeaseGone
+	// LeaseEnded: the lease expired and is still to be revoked in its back end.
+	LeaseEnded
 	// Unrenewable: the token or lease lives, but no renewal will succeed any more: past its maximum TTL, its role deleted, or
 	// of a kind that is never renewed.
 	Unrenewable
@@ -135,8 +137,10 @@ func classify(status int, messages []string) Kind {
 		return Failing
 	case status == http.StatusBadRequest && says("failed to renew entry", "failed to revoke entry"):
 		return BackEndDown
-	case status == http.StatusBadRequest && says("lease not found", "invalid lease", "lease expired", "lease is expired", "token not found"):
+	case status == http.StatusBadRequest && says("lease not found", "invalid lease", "lease is expired", "token not found"):
 		return LeaseGone
+	case status == http.StatusBadRequest && says("lease expired"):
+		return LeaseEnded
 	case status == http.StatusBadRequest && says("not renewable", "cannot be renewed", "past the max TTL", "could not find role"):
 		return Unrenewable
 	case status >= 400:

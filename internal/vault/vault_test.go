@@ -132,7 +132,7 @@ func TestKinds(t *testing.T) {
 		}, "read", vault.NotVault},
 		"back end down, renewal":     {func(v *vaulttest.Vault) { v.BackendDown(true) }, "lease", vault.BackEndDown},
 		"lease unknown":              {fault(renew, 400, errs("lease not found")), "lease", vault.LeaseGone},
-		"lease expired":              {fault(renew, 400, errs("lease expired")), "lease", vault.LeaseGone},
+		"lease expired":              {fault(renew, 400, errs("lease expired")), "lease", vault.LeaseEnded},
 		"lease not renewable":        {fault(renew, 400, errs("lease is not renewable")), "lease", vault.Unrenewable},
 		"past the maximum":           {fault(renew, 400, errs("past the max TTL, cannot renew")), "lease", vault.Unrenewable},
 		"role of the engine deleted": {fault(renew, 400, errs(`failed to renew entry: could not find role with name "x"`)), "lease", vault.Unrenewable},

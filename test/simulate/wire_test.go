@@ -42,7 +42,7 @@ var perRequest = odds{
 
 // asked is what the wire knows of a request.
 type asked struct {
-	op  string // login, read (of credentials), kv, renew, look-up, renew-self, revoke-self, health
+	op  string // login, read (of credentials), kv, renew, renew-self, revoke-self, health
 	pod string // whose, as far as the request tells
 }
 
@@ -219,8 +219,6 @@ func (w *world) whose(r *http.Request, body []byte) asked {
 		return asked{"login", in.Role}
 	case path == "sys/leases/renew":
 		return asked{"renew", owner(in.Lease)}
-	case path == "sys/leases/lookup":
-		return asked{"look-up", owner(in.Lease)}
 	case strings.HasPrefix(path, "auth/token/"):
 		w.mu.Lock()
 		defer w.mu.Unlock()
