@@ -1,0 +1,192 @@
+package keeper
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/secret"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/vault"
+)
+
+// readers is how many reads of one Mount are under way at a time.
+const readers = 8
+
+// begin returns the context of a login or read. It outlives the Mount: what is cut off can leave a token or credentials that
+// nobody knows of. Nothing is begun when the Mount's own time is up or the process is leaving.
+func (k *Keeper) begin(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	select {
+	case <-k.leaving:
+		return nil, nil, ErrLeaving
+	case <-ctx.Done():
+		return nil, nil, ErrWorking
+	default:
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grant.RequestLimit)
+	return ctx, cancel, nil
+}
+
+// logIn logs in, records the token, and then shortens its life to the orphan TTL.
+func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant, jwt secret.Value) (vault.Session, error) {
+	if jwt.IsZero() {
+		return vault.Session{}, ErrNoToken
+	}
+	ctx, cancel, err := k.begin(ctx)
+	if err != nil {
+		return vault.Session{}, err
+	}
+	defer cancel()
+	// Asked before, since nothing may stand between the token's arrival and its record. It is mostly known already.
+	cluster := client.RecentCluster(ctx)
+	from := k.Now()
+	login, err := client.LogIn(ctx, g.Namespace, g.Auth, jwt)
+	if err != nil {
+		return vault.Session{}, err
+	}
+	term := grant.NewTerm(from, login.TTL, login.Renewable)
+	_, err = k.Store.Update(g.ID, func(g *grant.Grant) error {
+		g.Token, g.Accessor, g.Login, g.Unleasable, g.Cluster = login.Token, login.Accessor, term, login.Unleasable, cluster
+		return nil
+	})
+	if err != nil { // what cannot be recorded must not stay
+		return vault.Session{}, errors.Join(err, client.RevokeSelf(ctx, login.Session))
+	}
+	k.Log.Info("logged in", "grant", g.ID, "pod", g.Pod.Namespace+"/"+g.Pod.Name, "volume", g.Volume.Volume, "role", g.Auth.Role, "ttl", login.TTL)
+	ttl := login.TTL
+	if login.Renewable && (ttl == 0 || ttl > k.OrphanTTL) {
+		ttl, err = k.shorten(ctx, client, g.ID, login.Session)
+	}
+	k.tellLongToken(g, ttl)
+	return login.Session, err
+}
+
+// shorten leaves a new token with the orphan TTL, and returns the life that it has then: a periodic one keeps its period.
+func (k *Keeper) shorten(ctx context.Context, client *vault.Client, id string, s vault.Session) (ttl time.Duration, err error) {
+	from, ttl := k.Now(), k.OrphanTTL
+	life, failure := client.RenewSelf(ctx, s, k.OrphanTTL)
+	_, err = k.Store.Update(id, func(g *grant.Grant) error {
+		if failure == nil {
+			ttl = life.TTL
+			g.Login = grant.NewTerm(from, life.TTL, life.Renewable)
+		} else { // it may have been shortened or not: renew for the one, wait out the other
+			g.Login.From, g.Login.TTL, g.Login.Full = from, ttl, ttl
+		}
+		return nil
+	})
+	return ttl, err
+}
+
+// tellLongToken says what a loss of the node would leave behind when a token's life cannot be bounded; zero is a life without end.
+func (k *Keeper) tellLongToken(g grant.Grant, ttl time.Duration) {
+	const rounding = 2 * time.Second // Vault states whole seconds
+	if ttl != 0 && ttl <= k.OrphanTTL+rounding {
+		return
+	}
+	life := "without end"
+	if ttl != 0 {
+		life = "of " + ttl.String()
+	}
+	k.Event(g.Pod, "Warning", "LongToken", fmt.Sprintf("volume %q: role %q gives tokens whose life %s cannot be shortened to the orphan TTL of %s (token_period, or not renewable): "+
+		"if this node is lost, its token and leases live on for so long; lower token_period, or use token_ttl instead", g.Volume.Volume, g.Auth.Role, life, k.OrphanTTL))
+}
+
+// readAll makes reads, a few at a time, and waits for every one: a read that is given up can leave credentials that nobody
+// knows. inDoubt is as for fill.
+func (k *Keeper) readAll(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, reads []spec.Read) (inDoubt grant.Instant, err error) {
+	errs := make([]error, len(reads))
+	free := make(chan struct{}, readers)
+	var all sync.WaitGroup
+	for i, r := range reads {
+		free <- struct{}{}
+		all.Go(func() {
+			defer func() { <-free }()
+			errs[i] = k.read(ctx, client, s, g, r)
+		})
+	}
+	all.Wait()
+	for _, e := range errs {
+		if vault.KindOf(e) == vault.InDoubt {
+			inDoubt = k.Now().Add(grant.RequestLimit)
+		}
+		if err == nil {
+			err = e
+		}
+	}
+	return inDoubt, err
+}
+
+// read makes one read and records the answer with its lease.
+func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, r spec.Read) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			k.Log.Error("panic during a read", "grant", g.ID, "panic", fmt.Sprintf("%T", p))
+			err = errPanic
+		}
+	}()
+	ctx, cancel, err := k.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	from := k.Now()
+	reply, err := client.Read(ctx, s, r)
+	if err != nil {
+		return err
+	}
+	if !reply.Token.IsZero() {
+		return k.refuseToken(g, r, reply)
+	}
+	lease := grant.Lease{ID: reply.LeaseID, Read: r, Term: grant.NewTerm(from, reply.TTL, reply.Renewable)}
+	leased := !lease.ID.IsZero()
+	change := func(g *grant.Grant) error {
+		g.Supersede(r, from)
+		if leased {
+			g.Leases = append(g.Leases, lease)
+		}
+		return nil
+	}
+	if leased && g.Unleasable != "" {
+		if _, err := k.Store.Update(g.ID, change); err != nil {
+			return fmt.Errorf("recording the lease of %q: %w", r.Path, err)
+		}
+		return &RefusedError{Path: r.Path, Why: leasedBut + g.Unleasable}
+	}
+	answer := grant.Answer{Read: r, Body: reply.Body, Leased: leased}
+	if reply.RefreshAfter > 0 {
+		answer.RefreshAt = from.Add(reply.RefreshAfter)
+	}
+	if _, err := k.Store.PutAnswer(g.ID, answer, change); err != nil {
+		return fmt.Errorf("recording the answer of %q: %w", r.Path, err)
+	}
+	return nil
+}
+
+const leasedBut = "its secret is leased, but "
+
+// RefusedError says why an answer of Vault's is not put into a volume.
+type RefusedError struct {
+	Path, Why string
+}
+
+// Error implements error.
+func (e *RefusedError) Error() string { return fmt.Sprintf("%q cannot be used: %s", e.Path, e.Why) }
+
+// refuseToken records a token that a read brought, as a grant of its own to be revoked: it would outlive the pod.
+func (k *Keeper) refuseToken(g grant.Grant, r spec.Read, reply vault.Reply) error {
+	stray := g
+	stray.ID += "-" + hex.EncodeToString(fmt.Appendf(nil, "%x", k.Now()))
+	stray.State, stray.Expire, stray.Cause = grant.Revoking, "", "a token that reading a secret brought"
+	stray.Token, stray.Accessor, stray.Leases, stray.BusyUntil = reply.Token, secret.Value{}, nil, 0
+	const unknown = 32 * 24 * time.Hour // Vault's default maximum
+	stray.Login = grant.NewTerm(k.Now(), max(reply.TTL, unknown), false)
+	if err := k.Store.Put(stray); err != nil {
+		return fmt.Errorf("recording a token to be revoked: %w", err)
+	}
+	k.queue.Add(stray.ID)
+	return &RefusedError{Path: r.Path, Why: "the answer is a Vault token (it has an auth block), and tokens are not secrets to mount; the token is being revoked"}
+}
