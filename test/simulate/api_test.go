@@ -64,18 +64,19 @@ func (a *apiWeather) watch(action k8stesting.Action) (bool, watch.Interface, err
 	if err != nil {
 		return true, nil, err
 	}
-	relay := watch.NewFakeWithChanSize(1000, false)
+	r := &relay{events: make(chan watch.Event), stopped: make(chan struct{})}
 	a.w.background.Go(func() {
 		defer source.Stop()
+		defer close(r.events)
 		for {
 			select {
 			case <-dropped: // the tracker replays nothing, so what waits here is seen by another list only
 				expired := apierrors.NewResourceExpired("too old resource version").Status()
-				tell(relay, watch.Event{Type: watch.Error, Object: &expired})
-				relay.Stop()
+				r.tell(watch.Event{Type: watch.Error, Object: &expired})
+				return
+			case <-r.stopped:
 				return
 			case <-a.w.over:
-				relay.Stop()
 				return
 			case event, ok := <-source.ResultChan():
 				if !ok {
@@ -85,18 +86,31 @@ func (a *apiWeather) watch(action k8stesting.Action) (bool, watch.Interface, err
 					a.w.add("watch lag")
 					time.Sleep(lag)
 				}
-				tell(relay, event)
+				r.tell(event)
 			}
 		}
 	})
-	return true, relay, nil
+	return true, r, nil
 }
 
+// relay is a watch that passes events on.
+type relay struct {
+	events  chan watch.Event
+	stopped chan struct{}
+	once    sync.Once
+}
+
+// Stop implements watch.Interface.
+func (r *relay) Stop() { r.once.Do(func() { close(r.stopped) }) }
+
+// ResultChan implements watch.Interface.
+func (r *relay) ResultChan() <-chan watch.Event { return r.events }
+
 // tell passes an event on, unless the informer has stopped its watch.
-func tell(relay *watch.FakeWatcher, event watch.Event) {
-	defer func() { _ = recover() }() // it may stop it at this moment
-	if !relay.IsStopped() {
-		relay.Action(event.Type, event.Object)
+func (r *relay) tell(event watch.Event) {
+	select {
+	case r.events <- event:
+	case <-r.stopped:
 	}
 }
 

@@ -156,9 +156,11 @@ func (w *world) last() {
 	}
 	for _, p := range w.pods {
 		const soon = 10 * time.Second // the object is gone before anybody could look when its containers were started
+		w.mu.Lock()
 		if p.empty && !p.stepped && p.mounted && p.removed.Sub(p.first) > soon && !slices.Contains(p.events, "StartedEmpty") {
-			w.violated("empty volume", p.name, "was started empty and nobody said so: %q", p.events)
+			w.violatedLocked("empty volume", p.name, "was started empty and nobody said so: %q", p.events)
 		}
+		w.mu.Unlock()
 	}
 	told := w.log.String()
 	for _, s := range w.vault.Secrets() {
