@@ -45,7 +45,8 @@ type Grant struct {
 	// Digest is that of the spec it was made for.
 	Digest string
 
-	State   State
+	State State
+	// Created is when a Mount of the volume was first heard of, as far as its grants tell.
 	Created Instant
 	// Cluster is Vault's cluster id at login; empty when Vault did not tell.
 	Cluster string

@@ -208,22 +208,43 @@ func TestWarnsOfSubPath(t *testing.T) {
 	})
 }
 
-// TestStartedEmpty: a container that runs before the volume's files were ever handed out was given an empty volume.
+// TestStartedEmpty: a container that runs before the volume's files were ever handed out was given an empty volume, or another
+// provider's when nobody had heard of the volume yet.
 func TestStartedEmpty(t *testing.T) {
-	for _, early := range []bool{true, false} {
-		bubble(t, func(t *testing.T, n *node) {
-			n.started = time.Now().Add(30 * time.Second)
-			if early {
-				time.Sleep(time.Minute)
-			}
-			n.mount(n.request("p", wantCreds...))
-			time.Sleep(time.Hour)
-			n.reconfigure(nil)
-			n.mount(n.request("p", wantCreds...))
-			time.Sleep(time.Hour)
-			if told := strings.Count(n.log.String(), "StartedEmpty"); (told == 1) != early || told > 1 {
-				t.Errorf("early %t: told %d times", early, told)
-			}
+	for name, test := range map[string]struct {
+		heard, early bool
+		says         string
+	}{
+		"in time":               {false, false, ""},
+		"the answer was lost":   {true, true, "before the volume's files were first handed to the CSI driver, so it may see"},
+		"nobody asked for them": {false, true, "before Leasehold first heard of the volume, so unless another provider had mounted it"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, n *node) {
+				req := n.request("p", wantCreds...)
+				if test.heard { // and its caller left before the answer
+					slow := n.vault.Hold("GET "+creds, vaulttest.BeforeEffect)
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					defer cancel()
+					if _, err := n.keeper.Acquire(ctx, req); !errors.Is(err, keeper.ErrWorking) {
+						t.Fatal(err)
+					}
+					slow.Release()
+				}
+				n.started = time.Now().Add(30 * time.Second)
+				if test.early {
+					time.Sleep(time.Minute)
+				}
+				n.mount(req)
+				time.Sleep(time.Hour)
+				n.reconfigure(nil)
+				n.mount(n.request("p", wantCreds...))
+				time.Sleep(time.Hour)
+				told := n.log.String()
+				if times := strings.Count(told, "StartedEmpty"); times > 1 || (times == 1) != test.early || !strings.Contains(told, test.says) {
+					t.Errorf("told %d times:\n%s", times, told)
+				}
+			})
 		})
 	}
 }

@@ -193,6 +193,7 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 	fresh := newGrant(req, now)
 	err = k.Store.UpdateVolume(req.Volume, func(grants []*grant.Grant) error {
 		for _, g := range grants {
+			fresh.Created = min(fresh.Created, g.Created)
 			same := g.Digest == req.Spec.Digest
 			switch {
 			case g.State == grant.Active:

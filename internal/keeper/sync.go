@@ -83,13 +83,20 @@ func (k *Keeper) note(g grant.Grant, v grant.Verdict) (grant.Grant, error) {
 
 // startedEmpty tells of a container that was started before the volume's files were first handed out. The driver published the
 // volume without them: it takes a mount whose answer never arrived for done (v1.6.0: a retry within the rotation poll interval
-// succeeds without asking the provider).
+// succeeds without asking the provider). Of a volume that was not heard of when the container was started, another provider may have
+// made the files.
 func (k *Keeper) startedEmpty(g grant.Grant, started time.Time) {
 	const rounding = time.Second // the API states whole seconds
-	if early := g.Answered.Sub(started); early > rounding {
-		k.Event(g.Pod, "Warning", "StartedEmpty", fmt.Sprintf("volume %q: a container was started %s before the volume's files were first handed to the CSI driver, "+
-			"so it may see an empty folder: restart the pod if it misses its secrets", g.Volume.Volume, early.Round(time.Second)))
+	early := g.Answered.Sub(started)
+	if early <= rounding {
+		return
 	}
+	what, but := "the volume's files were first handed to the CSI driver", ""
+	if heard := time.Now().Add(-k.Now().Sub(g.Created)); heard.Sub(started) > rounding {
+		what, but = "Leasehold first heard of the volume", "unless another provider had mounted it, or this node's store was lost, "
+	}
+	k.Event(g.Pod, "Warning", "StartedEmpty", fmt.Sprintf("volume %q: a container was started %s before %s, so %sit may see an empty folder: restart the pod if it misses its secrets",
+		g.Volume.Volume, early.Round(time.Second), what, but))
 }
 
 // end lets go of a grant whose pod is over, as soon as no Mount is working with it: a read that returns after the token's
