@@ -69,7 +69,7 @@ e2e: ## End-to-end tests on the full bed: kubelet, containerd and the real drive
 
 .PHONY: crash
 crash: ## Kill the provider before and after each of its effects, on the light bed; CRASH=short tries every eleventh
-	CRASH='$(CRASH)' go test -tags e2e -count=1 -v -timeout 90m ./test/crash | grep -v '^=== \|--- PASS.*killed/'
+	CRASH='$(CRASH)' go test -tags e2e -count=1 -v -timeout 90m ./test/crash | grep --line-buffered -v '^=== \|--- PASS.*killed/'
 
 .PHONY: chaos
 chaos: ## Stop and kill parts of the full bed for TIME (default 10m) under pods that use their credentials; root
@@ -78,7 +78,7 @@ chaos: ## Stop and kill parts of the full bed for TIME (default 10m) under pods 
 .PHONY: simulate
 simulate: ## Pod lives on virtual time, everything failing, for TIME (default 60s) or LIVES lives; SEED=n replays a world
 	@SIMULATE_SEED='$(SEED)' SIMULATE_LIVES='$(LIVES)' SIMULATE_TIME='$(TIME)' \
-		go test -count=1 -timeout 0 -run '^TestSimulate$$' -v ./test/simulate | grep -v '^=== \|^    --- \|^        --- '
+		go test -count=1 -timeout 0 -run '^TestSimulate$$' -v ./test/simulate | grep --line-buffered -v '^=== \|^    --- \|^        --- '
 
 .PHONY: planted
 planted: ## Bugs planted into a copy of the code, one at a time; the simulation must find each: BUGS=n tries n of them
