@@ -68,7 +68,7 @@ e2e: ## End-to-end tests on the full bed: kubelet, containerd and the real drive
 	BED=full go test -tags e2e -count=1 -v -timeout 60m -run '^TestEndToEnd$$' ./test/e2e
 
 .PHONY: crash
-crash: ## Kill the provider before and after each of its effects, on the light bed; CRASH=short tries every eleventh
+crash: ## Kill the provider before and after each of its effects, on the light bed; CRASH=short tries every fifth
 	CRASH='$(CRASH)' go test -tags e2e -count=1 -v -timeout 90m ./test/crash | grep --line-buffered -v '^=== \|--- PASS.*killed/'
 
 .PHONY: chaos
