@@ -2,6 +2,7 @@ package grant
 
 import (
 	"cmp"
+	"fmt"
 	"hash/fnv"
 	"math"
 	"slices"
@@ -97,11 +98,11 @@ func (g *Grant) Probes(now Instant) []Lease {
 	return probes
 }
 
-// Jitter spreads the renewals of grants that began together. It is fixed for one grant, so that a schedule computed twice
-// is the same.
+// Jitter spreads the renewals of grants that began together. It is fixed for a volume and its beginning, so that a schedule computed
+// twice is the same.
 func (g *Grant) Jitter() float64 {
 	h := fnv.New32a()
-	_, _ = h.Write([]byte(g.ID))
+	_, _ = fmt.Fprint(h, g.Created, "/", g.Volume.PodUID, "/", g.Volume.Volume)
 	return float64(h.Sum32()) / (1 << 32)
 }
 

@@ -9,6 +9,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
@@ -82,7 +83,7 @@ func (a *apiWeather) watch(action k8stesting.Action) (bool, watch.Interface, err
 				if !ok {
 					return
 				}
-				if lag := a.w.dice.between("api", "lag", -4*time.Second, 3*time.Second); lag > 0 && !a.w.calm() {
+				if lag := a.w.dice.between(nameOf(event.Object), "lag", -4*time.Second, 3*time.Second); lag > 0 && !a.w.calm() {
 					a.w.add("watch lag")
 					time.Sleep(lag)
 				}
@@ -91,6 +92,14 @@ func (a *apiWeather) watch(action k8stesting.Action) (bool, watch.Interface, err
 		}
 	})
 	return true, r, nil
+}
+
+func nameOf(object runtime.Object) string {
+	named, err := meta.Accessor(object)
+	if err != nil {
+		return ""
+	}
+	return named.GetName()
 }
 
 // relay is a watch that passes events on.

@@ -72,7 +72,7 @@ func (x *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 		x.w.happened(fault, "%s of %s", a.op, a.pod)
 	}
 	if fault != slow { // some way, so that a process can die between a reply and the next request
-		time.Sleep(x.w.dice.between(a.pod, "way", time.Millisecond, 20*time.Millisecond))
+		time.Sleep(x.w.dice.between(a.pod, "way of "+a.op, time.Millisecond, 20*time.Millisecond))
 		if x.p.dead() {
 			return nil, errKilled
 		}
@@ -113,7 +113,7 @@ func (x *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 		if a.op == "read" { // Vault has let it in, and is at it
 			release = x.w.vault.Hold(r.Method+" "+strings.TrimPrefix(r.URL.Path, "/v1/"), vaulttest.BeforeEffect).Release
 		}
-		slowness := x.w.dice.between(a.pod, "slowness", time.Second, 50*time.Second)
+		slowness := x.w.dice.between(a.pod, "slowness of "+a.op, time.Second, 50*time.Second)
 		x.w.background.Go(func() { time.Sleep(slowness); release() })
 		if a.op == "read" && x.w.dice.roll(a.pod, "killed while it waits") < 0.3 {
 			x.w.background.Go(func() { time.Sleep(min(time.Second, slowness/2)); x.p.kill() })
