@@ -127,6 +127,7 @@ func (p *pod) publishUntil(ends time.Time) bool {
 		switch code {
 		case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted, codes.Canceled:
 		default: // final: kubelet removes the folder
+			p.takesItsTime()
 			_ = os.RemoveAll(p.folder())
 			p.w.mu.Lock()
 			p.dir = false
@@ -298,8 +299,15 @@ func (p *pod) finish() {
 	}
 }
 
+// takesItsTime keeps what kubelet does apart from what it is the consequence of: what happens at one instant happens in any order, and
+// would not happen again when the world is replayed.
+func (p *pod) takesItsTime() {
+	time.Sleep(p.w.dice.between(p.name, "kubelet's time", 5*time.Millisecond, 95*time.Millisecond))
+}
+
 func (p *pod) unmount() {
 	p.w.awaitKubelet()
+	p.takesItsTime()
 	_ = os.RemoveAll(p.folder())
 	p.w.say("%s: unmounted", p.name)
 }

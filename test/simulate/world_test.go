@@ -235,8 +235,12 @@ func (w *world) start() *process {
 			w.event(pod.Name, eventtype, reason, message)
 		}
 	}
+	ended := func(ctx context.Context, g grant.Grant) grant.Verdict { // a look takes a while, in which kubelet may do something
+		time.Sleep(w.dice.between(g.Pod.Name, "look", time.Millisecond, 60*time.Millisecond))
+		return judge.Ended(ctx, g)
+	}
 	p.keeper, err = keeper.New(keeper.Config{
-		Store: p.store, Vaults: &vault.Pool{RoundTripper: &wire{w, p}}, Ended: judge.Ended, Event: event, Now: w.now, Log: log,
+		Store: p.store, Vaults: &vault.Pool{RoundTripper: &wire{w, p}}, Ended: ended, Event: event, Now: w.now, Log: log,
 		SubPath: cluster.SubPath,
 	})
 	if err != nil {
