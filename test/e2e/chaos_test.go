@@ -33,8 +33,9 @@ import (
 
 const (
 	chaosTTL, chaosMaxTTL = time.Minute, 3 * time.Minute
-	// A short outage lasts at most a third of the shortest TTL: renewals bridge it, so nothing may lapse.
-	shortOutage = chaosTTL / 3
+	// A short outage lasts at most a third of the shortest TTL, what stopping and starting a part takes included: renewals bridge it,
+	// so nothing may lapse.
+	shortOutage = chaosTTL/3 - 5*time.Second
 	longOutage  = 100 * time.Second
 	// rest is what lies between two outages: the renewals that the one held up must come before the next.
 	rest = chaosTTL / 2
@@ -42,7 +43,7 @@ const (
 	recovery      = 4 * time.Minute
 	kubeletPods   = 20
 	harnessPods   = 200
-	mountEvery    = 20 * time.Second
+	mountEvery    = 12 * time.Second // kubelet's pace here, with its sync period of 10 s
 	probesASecond = 10
 	convergence   = 15 * time.Minute
 )

@@ -26,6 +26,9 @@ const (
 	volumeName   = "creds"
 )
 
+// Tokens of these lives are still there when the world is checked for what was left.
+const orphanTTL, longestTTL = 3 * time.Hour, 5 * time.Hour
+
 // kind is what a pod's secrets are like.
 type kind struct {
 	name    string
@@ -36,12 +39,12 @@ type kind struct {
 }
 
 var kinds = []kind{
-	{name: "long lease", token: vaulttest.Role{TTL: time.Hour, MaxTTL: 100 * time.Hour}, lease: vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 100 * time.Hour}},
+	{name: "long lease", token: vaulttest.Role{TTL: longestTTL, MaxTTL: 100 * time.Hour}, lease: vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 100 * time.Hour}},
 	{name: "short lease", token: vaulttest.Role{TTL: time.Hour, MaxTTL: 100 * time.Hour}, lease: vaulttest.Dynamic{TTL: 6 * time.Minute, MaxTTL: 100 * time.Hour}},
 	{name: "rotating lease", token: vaulttest.Role{TTL: time.Hour, MaxTTL: 100 * time.Hour}, lease: vaulttest.Dynamic{TTL: 6 * time.Minute, MaxTTL: 15 * time.Minute}, rotates: true},
 	{name: "ending token", token: vaulttest.Role{TTL: 6 * time.Minute, MaxTTL: 16 * time.Minute}, lease: vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 100 * time.Hour}, rotates: true},
 	{name: "period", token: vaulttest.Role{Period: 20 * time.Minute}, lease: vaulttest.Dynamic{TTL: 10 * time.Minute, MaxTTL: 100 * time.Hour}},
-	{name: "crash loop", token: vaulttest.Role{TTL: time.Hour, MaxTTL: 100 * time.Hour}, lease: vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 100 * time.Hour}, denied: true},
+	{name: "crash loop", token: vaulttest.Role{TTL: orphanTTL, MaxTTL: 100 * time.Hour}, lease: vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 100 * time.Hour}, denied: true},
 }
 
 // pod is one life: kubelet's and the driver's side of it.

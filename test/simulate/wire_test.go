@@ -143,6 +143,11 @@ func (x *wire) deliver(r *http.Request, a asked, fault string) (*http.Response, 
 	if a.op == "revoke-self" && x.w.backEndIsDown(r.Header.Get("X-Vault-Token")) {
 		x.w.violated("I2", a.pod, "is revoked while its leases' back end is down: Vault would try a few times and leave them for ever")
 	}
+	if a.op == "revoke-self" {
+		x.w.mu.Lock()
+		x.w.gaveBack[x.w.accessors[r.Header.Get("X-Vault-Token")]] = true
+		x.w.mu.Unlock()
+	}
 	resp, err := x.w.vault.RoundTrip(r.WithContext(context.WithoutCancel(r.Context())))
 	if err != nil {
 		return nil, err
