@@ -173,18 +173,37 @@ func (c *chaos) newGuest() *guest {
 	return &guest{pod: pod, jwt: request.Status.Token}
 }
 
-// leave ends a guest. It is bound before, though kubelet may not run it, so that the provider's watch tells of its end as of any
-// other pod's: for ends that nobody announces in such numbers the breaker waits ten minutes.
+// leave ends a guest. It is bound before, so that the provider's watch tells of it and of its end as of any other pod's: of one that it
+// never saw, the provider would wait for proof for a day, and for ends that nobody announces in such numbers for ten minutes. Kubelet
+// refuses to run it, and says so once it knows it.
 func (c *chaos) leave(g *guest, options metav1.DeleteOptions) {
-	g.mu.Lock()
-	g.gone = true
-	g.mu.Unlock()
+	ctx, name := c.t.Context(), g.pod.Name
 	node := corev1.ObjectReference{Kind: "Node", Name: c.bed.State().Node}
-	if err := c.pods().Bind(c.t.Context(), &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: g.pod.Name}, Target: node}, metav1.CreateOptions{}); err != nil {
+	err := c.pods().Bind(ctx, &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: name}, Target: node}, metav1.CreateOptions{})
+	if err == nil {
+		err = c.poll(ctx, time.Second, func(ctx context.Context) error {
+			now, err := c.pods().Get(ctx, name, metav1.GetOptions{})
+			if err == nil && now.Status.Phase != corev1.PodFailed {
+				err = errors.New("kubelet has not refused " + name)
+			}
+			return err
+		})
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.gone = true
+	if err := errors.Join(err, c.pods().Delete(ctx, name, options), os.RemoveAll(c.volumeFolder(g.pod, volume))); err != nil {
 		c.t.Error(err)
 	}
-	c.delete(g.pod, options)
-	_ = os.RemoveAll(c.volumeFolder(g.pod, volume))
+}
+
+// leaveAll ends guests together.
+func (c *chaos) leaveAll(guests []*guest, options metav1.DeleteOptions) {
+	var leaving sync.WaitGroup
+	for _, g := range guests {
+		leaving.Go(func() { c.leave(g, options) })
+	}
+	leaving.Wait()
 }
 
 // republish mounts for a guest at the driver's pace until it is gone.
@@ -192,6 +211,9 @@ func (c *chaos) republish(ctx context.Context, g *guest) {
 	for ctx.Err() == nil {
 		g.mu.Lock()
 		gone := g.gone
+		if !gone {
+			c.publish(g)
+		}
 		g.mu.Unlock()
 		if gone {
 			return
@@ -220,7 +242,6 @@ func (c *chaos) mount(ctx context.Context, g *guest) {
 		"csi.storage.k8s.io/pod.name": g.pod.Name, "csi.storage.k8s.io/pod.namespace": c.ns, "csi.storage.k8s.io/pod.uid": string(g.pod.UID),
 		"csi.storage.k8s.io/serviceAccount.name": "my-app", "csi.storage.k8s.io/serviceAccount.tokens": string(tokens),
 	})
-	c.publish(g)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	answer, err := c.provider.Mount(ctx, &v1alpha1.MountRequest{
@@ -442,12 +463,17 @@ func (c *chaos) replacePods(round int, options metav1.DeleteOptions) {
 		c.apps[n] = c.app(n)
 		c.count("pods replaced")
 	}
+	var chosen []int
+	var old []*guest
+	c.mu.Lock()
 	for i := range 10 {
-		c.mu.Lock()
-		n := c.pick(round, fmt.Sprint("guest", i), len(c.guests))
-		old := c.guests[n]
-		c.mu.Unlock()
-		c.leave(old, options)
+		if n := c.pick(round, fmt.Sprint("guest", i), len(c.guests)); !slices.Contains(chosen, n) {
+			chosen, old = append(chosen, n), append(old, c.guests[n])
+		}
+	}
+	c.mu.Unlock()
+	c.leaveAll(old, options)
+	for _, n := range chosen {
 		g := c.newGuest()
 		c.mu.Lock()
 		c.guests[n] = g
@@ -507,9 +533,7 @@ func (c *chaos) finish() {
 	c.mu.Lock()
 	guests := c.guests
 	c.mu.Unlock()
-	for _, g := range guests {
-		c.leave(g, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))})
-	}
+	c.leaveAll(guests, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))})
 	c.stop()
 	c.working.Wait()
 	begin := time.Now()
