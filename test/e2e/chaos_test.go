@@ -33,9 +33,10 @@ import (
 
 const (
 	chaosTTL, chaosMaxTTL = time.Minute, 3 * time.Minute
-	// A short outage lasts at most a third of the shortest TTL, what stopping and starting a part takes included: renewals bridge it,
-	// so nothing may lapse.
-	shortOutage = chaosTTL/3 - 5*time.Second
+	// A short outage is below a third of the shortest TTL: renewals bridge it, so nothing may lapse. What is left of a minute after the
+	// third until the renewal, the outage, with what stopping and starting a part takes, and the pause before the next try must be
+	// enough for a republish: whether a maximum TTL has been reached only that renewal tells.
+	shortOutage = chaosTTL / 5
 	longOutage  = 100 * time.Second
 	// rest is what lies between two outages: the renewals that the one held up must come before the next.
 	rest = chaosTTL / 2
@@ -561,6 +562,11 @@ func (c *chaos) converges(what string, living int) {
 	}
 	err := c.poll(c.t.Context(), pace, exact)
 	for err != nil && time.Since(begin) < convergence {
+		select {
+		case <-c.interrupted:
+			c.t.Fatal("interrupted")
+		default:
+		}
 		err = c.poll(c.t.Context(), pace, exact)
 	}
 	if err != nil {
