@@ -231,7 +231,9 @@ func TestStartedEmpty(t *testing.T) {
 					}
 					slow.Release()
 				}
+				n.mu.Lock()
 				n.started = time.Now().Add(30 * time.Second)
+				n.mu.Unlock()
 				if test.early {
 					time.Sleep(time.Minute)
 				}

@@ -400,6 +400,12 @@ func (p *pod) remove() {
 	_ = p.w.api.Tracker().Delete(podResource, namespace, p.name)
 	p.w.mu.Lock()
 	p.removed = time.Now()
+	// Of a pod that went when its grant was made nobody knows the grace period: such a grant is held for a day.
+	for token, name := range p.w.tokens {
+		if accessor := p.w.accessors[token]; name == p.name && p.removed.Sub(p.w.born[accessor]) < 10*time.Second {
+			p.w.lost[accessor] = true
+		}
+	}
 	p.w.mu.Unlock()
 	p.w.vault.PodGone(namespace, p.name)
 	p.w.say("%s: object removed", p.name)
