@@ -174,10 +174,10 @@ func (c *chaos) newGuest() *guest {
 	return &guest{pod: pod, jwt: request.Status.Token}
 }
 
-// leave ends a guest. It is bound before, so that the provider's watch tells of it and of its end as of any other pod's: of one that it
-// never saw, the provider would wait for proof for a day, and for ends that nobody announces in such numbers for ten minutes. Kubelet
-// refuses to run it, and says so once it knows it.
-func (c *chaos) leave(g *guest, options metav1.DeleteOptions) {
+// leave ends a guest. It is bound, though kubelet may not run it, so that the provider's watch tells of its end as of any other pod's:
+// for ends that nobody announces in such numbers the breaker waits ten minutes. Kubelet fails it. Its object stays, as a Job's does:
+// the provider may not have looked at it yet, and of a pod that it never saw it waits for proof for a day.
+func (c *chaos) leave(g *guest) {
 	ctx, name := c.t.Context(), g.pod.Name
 	node := corev1.ObjectReference{Kind: "Node", Name: c.bed.State().Node}
 	err := c.pods().Bind(ctx, &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: name}, Target: node}, metav1.CreateOptions{})
@@ -193,16 +193,16 @@ func (c *chaos) leave(g *guest, options metav1.DeleteOptions) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.gone = true
-	if err := errors.Join(err, c.pods().Delete(ctx, name, options), os.RemoveAll(c.volumeFolder(g.pod, volume))); err != nil {
+	if err := errors.Join(err, os.RemoveAll(c.volumeFolder(g.pod, volume))); err != nil {
 		c.t.Error(err)
 	}
 }
 
 // leaveAll ends guests together.
-func (c *chaos) leaveAll(guests []*guest, options metav1.DeleteOptions) {
+func (c *chaos) leaveAll(guests []*guest) {
 	var leaving sync.WaitGroup
 	for _, g := range guests {
-		leaving.Go(func() { c.leave(g, options) })
+		leaving.Go(func() { c.leave(g) })
 	}
 	leaving.Wait()
 }
@@ -473,7 +473,7 @@ func (c *chaos) replacePods(round int, options metav1.DeleteOptions) {
 		}
 	}
 	c.mu.Unlock()
-	c.leaveAll(old, options)
+	c.leaveAll(old)
 	for _, n := range chosen {
 		g := c.newGuest()
 		c.mu.Lock()
@@ -534,7 +534,7 @@ func (c *chaos) finish() {
 	c.mu.Lock()
 	guests := c.guests
 	c.mu.Unlock()
-	c.leaveAll(guests, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))})
+	c.leaveAll(guests)
 	c.stop()
 	c.working.Wait()
 	begin := time.Now()
