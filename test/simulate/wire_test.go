@@ -237,7 +237,7 @@ func (w *world) whose(r *http.Request, body []byte) asked {
 	return asked{"read", owner(path)}
 }
 
-// backEndIsDown tells whether it has been for a while, and the token has leases that somebody knows of and that Vault has not given up,
+// backEndIsDown tells whether it has been for a while, and the token, not revoked before, has leases that somebody knows of and that Vault has not given up,
 // living ones or such as ended and wait for the back end.
 func (w *world) backEndIsDown(token string) bool {
 	leases := w.vault.Leases()
@@ -245,7 +245,7 @@ func (w *world) backEndIsDown(token string) bool {
 	defer w.mu.Unlock()
 	return !w.backEndDown.IsZero() && time.Since(w.backEndDown) > time.Minute &&
 		slices.ContainsFunc(leases, func(l vaulttest.Lease) bool {
-			return l.Accessor == w.accessors[token] && w.heard[l.ID] && !l.Revoked && !l.Irrevocable
+			return l.Accessor == w.accessors[token] && !w.gaveBack[l.Accessor] && w.heard[l.ID] && !l.Revoked && !l.Irrevocable
 		})
 }
 
