@@ -82,7 +82,7 @@ func (w *world) early(id, path string, ends time.Time, revoked bool, now time.Ti
 	if !known || ends.After(promised) {
 		w.leases[id] = ends
 	}
-	uses := p != nil && p.running && !w.revoked[id] && !now.Before(w.awayUntil)
+	uses := p != nil && p.running && !w.revoked[id] && !w.vague[id] && !now.Before(w.awayUntil)
 	shown := p != nil && p.shown != nil
 	w.mu.Unlock()
 	const rounding = 2 * time.Second

@@ -304,6 +304,9 @@ func (w *world) replied(a asked, resp *http.Response, lost bool) {
 		w.gaveLocked(a)
 	case strings.HasPrefix(a.op, "renew"):
 		w.count["renewals"]++
+		if a.op == "renew" && lost {
+			w.vague[out.Lease] = true
+		}
 	case a.op == "revoke-self":
 		w.count["revocations"]++
 	}

@@ -60,6 +60,7 @@ type world struct {
 	// accessors of tokens, and since when the back end is down.
 	accessors   map[string]string
 	heard       map[string]bool // leases whose reply arrived
+	vague       map[string]bool // leases that were renewed without the reply's arriving: the provider knows an earlier end
 	gaveBack    map[string]bool // accessors of tokens that were revoked by the provider
 	backEndDown time.Time
 	lost        map[string]bool      // accessors of tokens that nobody can know
@@ -85,7 +86,7 @@ type world struct {
 func newWorld(t testing.TB, seed uint64, dir string) *world {
 	w := &world{
 		t: t, seed: seed, dice: newDice(seed), begin: time.Now(), dir: dir, vault: vaulttest.New(t), log: new(tape), over: make(chan struct{}),
-		tokens: map[string]string{}, accessors: map[string]string{}, heard: map[string]bool{}, gaveBack: map[string]bool{}, lost: map[string]bool{}, born: map[string]time.Time{}, pairs: map[string]string{}, issued: map[string]string{}, revoked: map[string]bool{},
+		tokens: map[string]string{}, accessors: map[string]string{}, heard: map[string]bool{}, vague: map[string]bool{}, gaveBack: map[string]bool{}, lost: map[string]bool{}, born: map[string]time.Time{}, pairs: map[string]string{}, issued: map[string]string{}, revoked: map[string]bool{},
 		leases: map[string]time.Time{}, count: map[string]int{}, broken: map[string]bool{},
 	}
 	w.net = newAPI(w)
