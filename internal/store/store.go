@@ -47,6 +47,9 @@ const (
 	// mapped is how much of the address space the file is given for each byte of the content limit. It takes no memory, and a file that
 	// stays below it is never mapped anew: for that every reader would have to wait, and when it fails the file can only be opened anew.
 	mapped = 4
+	// maxMapped is the content limit, in bytes, beyond which no more is mapped at once: bbolt refuses what no address space holds, and
+	// that must not be taken for a damaged file.
+	maxMapped = 16 << 30
 )
 
 var (
@@ -170,7 +173,7 @@ func (s *Store) open(path string) error {
 	options := &bbolt.Options{
 		NoSync: true, NoGrowSync: true,
 		FreelistType:    bbolt.FreelistMapType,
-		InitialMmapSize: int(mapped * s.maxBytes),
+		InitialMmapSize: int(mapped * min(s.maxBytes, maxMapped)),
 		Timeout:         time.Second,
 	}
 	db, err := openSound(path, options)
