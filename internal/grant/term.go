@@ -15,6 +15,8 @@ const (
 	another = 2 * time.Minute
 	// One try to renew may take what two failed ones leave time for, within these bounds.
 	shortestTry, longestTry = 2 * time.Second, 30 * time.Second
+	// rounding is how far two lives that Vault states may differ although they are the same: it states whole seconds.
+	rounding = 2 * time.Second
 )
 
 // RequestTimeout bounds each revocation, and each renewal of what lives long.
@@ -37,11 +39,23 @@ type Term struct {
 	Renewable bool
 	// Final: the last renewal was cut by a maximum TTL, so the next would not bring more.
 	Final bool
+	// Max is the longest life of its kind, as far as a renewal that was cut has told; zero before one was.
+	Max time.Duration
 }
 
 // NewTerm is the life stated by the reply to a request sent at from.
 func NewTerm(from Instant, ttl time.Duration, renewable bool) Term {
 	return Term{Issued: from, From: from, TTL: ttl, Full: ttl, Limit: from.Add(ttl), Renewable: renewable}
+}
+
+// WithMax is t with what is known of its kind: that one lived for longest and no longer. Zero, and what t itself disproves, is
+// no knowledge.
+func (t Term) WithMax(longest time.Duration) Term {
+	if t.TTL == 0 || longest+rounding < t.Span() {
+		longest = 0
+	}
+	t.Max = longest
+	return t
 }
 
 // Expiry is when it ends; zero when it has no end.
@@ -105,26 +119,32 @@ func (t Term) Renewed(from Instant, ttl, asked time.Duration, renewable bool) Te
 	}
 	next := NewTerm(from, max(ttl, 1), renewable) // 0 is the rest of the last second here, not a life without end
 	next.Issued = t.Issued
-	const rounding = 2 * time.Second // Vault states whole seconds
+	next = next.WithMax(t.Max)
 	cut := ttl+rounding < asked
 	if cut && next.Expiry() >= t.Expiry().Add(-rounding) {
 		next.Final, next.Full = true, t.Full
+		next.Max = cmp.Or(next.Span(), t.Max)
 	}
 	return next
 }
 
 // Lost is the life of something that Vault no longer knows.
 func (t Term) Lost(now Instant) Term {
-	return Term{Issued: t.Issued, From: now, TTL: 1, Full: t.Full, Limit: now.Add(1), Final: true}
+	return Term{Issued: t.Issued, From: now, TTL: 1, Full: t.Full, Limit: now.Add(1), Final: true, Max: t.Max}
 }
 
-// Due reports whether a republish at now should replace it: nothing lengthens it any more, and what is left is about what a
-// republish needs. gap is the longest seen between a change of the files and the republish after it; zero before one was seen.
+// Due reports whether a republish at now should replace it: what is left, with all that renewals can still add, is about what a
+// republish needs. What its kind has taught counts, so that an outage before the renewal that would be cut takes no room away. gap
+// is the longest seen between a change of the files and the republish after it; zero before one was seen.
 func (t Term) Due(now Instant, gap time.Duration) bool {
-	if t.TTL == 0 || t.Extends() && t.Left(now) > 0 { // what ran out in an outage is renewed by nobody
-		return false
+	left := t.Left(now)
+	if t.Extends() && left > 0 { // what ran out in an outage is renewed by nobody
+		if t.Max == 0 || t.Issued == 0 {
+			return false
+		}
+		left = t.Issued.Add(t.Max).Sub(now)
 	}
-	return t.Left(now) <= t.room(gap)
+	return t.TTL != 0 && left <= t.room(gap)
 }
 
 // LateAt is when a replacement that is due and did not come is late: half of its room is gone. Zero when nothing is due.
@@ -136,9 +156,13 @@ func (t Term) LateAt(gap time.Duration) Instant {
 }
 
 // room is how long before its end a replacement is sought: at least a third of its life, and time for one republish and another,
-// but at least half of all its life is used. A gap below the usual one is not relied on: it may be that of a mere retry.
+// but at least half of all its life, as far as it is known, is used. A gap below the usual one is not relied on: it may be that of a mere retry.
 func (t Term) room(gap time.Duration) time.Duration {
-	return max(t.Full/3, min(max(gap, usualGap)+another, max(t.Full, t.Span())/2))
+	life := max(t.Full, t.Span())
+	if t.Extends() {
+		life = max(life, t.Max)
+	}
+	return max(t.Full/3, min(max(gap, usualGap)+another, life/2))
 }
 
 // Floor is the shortest maximum life that can be replaced without a lapse when republishes come as far apart as gap. A zero gap

@@ -135,6 +135,71 @@ func TestDue(t *testing.T) {
 	}
 }
 
+// TestDueAheadOfAKnownMaximum: what the kind has taught counts while renewals still lengthen the life.
+func TestDueAheadOfAKnownMaximum(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		life, max time.Duration
+		known     time.Duration // the Max of the new term
+		at        time.Duration // from when on it is due
+	}{
+		{"half of a short maximum", time.Minute, 3 * time.Minute, 3 * time.Minute, 90 * s},
+		{"a third of the life before a long one", time.Hour, 24 * time.Hour, 24 * time.Hour, 24*time.Hour - 20*time.Minute},
+		{"as long as the life", time.Hour, time.Hour, time.Hour, 40 * time.Minute},
+		{"disproved by the life itself", time.Hour, time.Minute, 0, time.Hour},
+		{"not known", time.Hour, 0, 0, time.Hour},
+	} {
+		term := grant.NewTerm(boot, test.life, true).WithMax(test.max)
+		if term.Max != test.known {
+			t.Errorf("%s: Max %s, want %s", test.name, term.Max, test.known)
+		}
+		for age := test.life / 3; age < test.at; age += test.life / 3 {
+			if term.Due(boot.Add(age), 0) {
+				t.Errorf("%s: due at %s", test.name, age)
+			}
+			if test.known != 0 {
+				term = term.Renewed(boot.Add(age), min(test.life, test.known-age), 0, true)
+			}
+		}
+		if term.Due(boot.Add(test.at-1), 0) || !term.Due(boot.Add(test.at), 0) {
+			t.Errorf("%s: not due from %s on", test.name, test.at)
+		}
+	}
+	if grant.NewTerm(boot, 0, true).WithMax(time.Hour).Max != 0 {
+		t.Error("a life without end has a maximum")
+	}
+}
+
+// TestMaximumIsLearnedAndDisproved: a cut tells it, it stays through what follows, and a renewal that reaches beyond ends it.
+func TestMaximumIsLearnedAndDisproved(t *testing.T) {
+	first := grant.NewTerm(boot, time.Hour, true).Renewed(boot.Add(50*time.Minute), time.Hour, 0, true)
+	if first.Max != 0 {
+		t.Errorf("Max %s although no renewal was cut", first.Max)
+	}
+	first = first.Renewed(boot.Add(100*time.Minute), 20*time.Minute, 0, true)
+	if first.Max != 2*time.Hour || first.Lost(boot.Add(101*time.Minute)).Max != 2*time.Hour {
+		t.Errorf("cut after 2h: Max %s, and once lost %s", first.Max, first.Lost(boot.Add(101*time.Minute)).Max)
+	}
+	next := grant.NewTerm(boot, time.Hour, true).WithMax(first.Max)
+	if same := next.Renewed(boot.Add(time.Hour+s), time.Hour, 0, true); same.Max != 2*time.Hour {
+		t.Errorf("renewed to a second beyond, which is rounding: Max %s", same.Max)
+	}
+	if longer := next.Renewed(boot.Add(80*time.Minute), time.Hour, 0, true); longer.Max != 0 {
+		t.Errorf("renewed to 2h20m: Max %s", longer.Max)
+	}
+	if shorter := next.Renewed(boot.Add(50*time.Minute), 30*time.Minute, 0, true); shorter.Max != 80*time.Minute {
+		t.Errorf("cut after 80m: Max %s", shorter.Max)
+	}
+	unknown := next
+	unknown.Issued = 0 // of another boot
+	if unknown.Due(boot.Add(59*time.Minute), 0) || unknown.Renewed(boot.Add(50*time.Minute), 30*time.Minute, 0, true).Max != 2*time.Hour {
+		t.Error("without a known beginning it is due, or the maximum was forgotten")
+	}
+	if denied := next.WithMax(3*time.Hour).Renewed(boot.Add(s), time.Minute, 0, false); denied.Due(boot.Add(30*s), 0) {
+		t.Error("no longer renewable and short: a maximum that it cannot reach takes all of its life for room")
+	}
+}
+
 func TestLeftAndOver(t *testing.T) {
 	const century = 100 * 365 * 24 * time.Hour
 	asked := grant.NewTerm(boot, 30*s, true).Asking(boot.Add(10*s), 60*s)
@@ -202,12 +267,12 @@ func TestEarliest(t *testing.T) {
 }
 
 func FuzzTerm(f *testing.F) {
-	f.Add(int64(time.Hour), int64(20*s), true, int64(12*s), int64(12*s), int64(0), 0.5, int64(s))
-	f.Add(int64(1), int64(0), true, int64(0), int64(0), int64(0), 0.0, int64(0))
-	f.Add(int64(time.Hour), int64(3600*s), true, int64(600*s), int64(0), int64(60*s), 0.99, int64(time.Minute))
-	f.Fuzz(func(t *testing.T, from, life int64, renewable bool, after, stated, asked int64, jitter float64, later int64) {
+	f.Add(int64(time.Hour), int64(20*s), true, int64(12*s), int64(12*s), int64(0), 0.5, int64(s), int64(0))
+	f.Add(int64(1), int64(0), true, int64(0), int64(0), int64(0), 0.0, int64(0), int64(s))
+	f.Add(int64(time.Hour), int64(3600*s), true, int64(600*s), int64(0), int64(60*s), 0.99, int64(time.Minute), int64(time.Hour))
+	f.Fuzz(func(t *testing.T, from, life int64, renewable bool, after, stated, asked int64, jitter float64, later, longest int64) {
 		const decade = int64(10 * 365 * 24 * time.Hour)
-		for _, n := range []int64{from, life, after, stated, asked, later} {
+		for _, n := range []int64{from, life, after, stated, asked, later, longest} {
 			if n < 0 || n > decade {
 				t.Skip("not a time that occurs")
 			}
@@ -215,7 +280,10 @@ func FuzzTerm(f *testing.F) {
 		if !(jitter >= 0 && jitter < 1) {
 			t.Skip("not a jitter")
 		}
-		first := grant.NewTerm(grant.Instant(from), time.Duration(life), renewable)
+		first := grant.NewTerm(grant.Instant(from), time.Duration(life), renewable).WithMax(time.Duration(longest))
+		if half := first.From.Add(first.TTL / 2); first.TTL != 0 && first.Due(half-1, 0) {
+			t.Errorf("%+v is due in the first half of its life", first)
+		}
 		sent := grant.Instant(from).Add(time.Duration(after))
 		properties(t, first, jitter, sent, time.Duration(later))
 		if !first.Extends() {
@@ -253,7 +321,7 @@ func properties(t *testing.T, term grant.Term, jitter float64, now grant.Instant
 	if term.Over(now) && (!term.Over(then) || term.Left(now) != 0) {
 		t.Errorf("%+v was over with %s left, and %s later: %t", term, term.Left(now), later, term.Over(then))
 	}
-	if term.Due(now, 0) && term.Extends() {
+	if term.Due(now, 0) && term.Extends() && term.Left(now) > 0 && term.Max == 0 {
 		t.Errorf("%+v is due although a renewal lengthens it", term)
 	}
 }

@@ -80,6 +80,7 @@ type Keeper struct {
 	lanes   *lanes
 	breaker breaker
 	volumes volumes
+	lives   lives
 
 	mounts struct {
 		sync.Mutex

@@ -13,6 +13,8 @@ import (
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/keeper"
+	"github.com/leasehold-csi/leasehold/internal/render"
+	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
@@ -448,6 +450,48 @@ func TestMaximumTTLIsRotatedWithOverlap(t *testing.T) {
 		n.end("p")
 		n.expect("pod ended", 0, 0, 0)
 	})
+}
+
+// TestShortOutageLetsNothingLapse: once a lease was cut by its maximum, an outage of half the TTL may begin at any moment of
+// the life of those after it, in that pod or in another of its kind, and after a restart.
+func TestShortOutageLetsNothingLapse(t *testing.T) {
+	const ttl, longest, pace, outage = time.Minute, 3 * time.Minute, 22 * time.Second, 30 * time.Second
+	for _, of := range []string{"lease", "token"} {
+		t.Run(of, func(t *testing.T) {
+			for begin := time.Second; begin < longest; begin += 2 * time.Second {
+				bubble(t, func(t *testing.T, n *node) {
+					if of == "lease" {
+						n.vault.Dynamic(creds, vaulttest.Dynamic{TTL: ttl, MaxTTL: longest})
+					} else {
+						n.vault.Role("my-app-role", vaulttest.Role{TTL: ttl, MaxTTL: longest})
+					}
+					// each second every volume must show what lives; now and then it is republished
+					run := func(d time.Duration, reqs ...*spec.Request) {
+						shown := make([]render.File, len(reqs))
+						for age := time.Duration(0); age < d; age += time.Second {
+							for i, req := range reqs {
+								if age%pace == 0 {
+									shown[i] = n.mount(req)[0]
+								}
+								if !n.lives(shown[i]) {
+									t.Fatalf("outage at %s: %s shows credentials that are dead\n%s", begin, req.Pod.Name, n.log)
+								}
+							}
+							time.Sleep(time.Second)
+						}
+					}
+					p, q := n.request("p", wantCreds...), n.request("q", wantCreds...)
+					run(longest+pace, p)
+					n.stop()
+					n.start()
+					run(ttl, p)
+					time.AfterFunc(begin, func() { n.vault.Sealed(true) })
+					time.AfterFunc(begin+outage, func() { n.vault.Sealed(false) })
+					run(begin+2*ttl, p, q)
+				})
+			}
+		})
+	}
 }
 
 func TestTokenAtItsMaximumIsReplaced(t *testing.T) {

@@ -48,7 +48,7 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 	if err != nil {
 		return vault.Session{}, err
 	}
-	term := grant.NewTerm(from, login.TTL, login.Renewable)
+	term := grant.NewTerm(from, login.TTL, login.Renewable).WithMax(k.lives.of(kind{digest: g.Digest}))
 	_, err = k.Store.Update(g.ID, func(g *grant.Grant) error {
 		g.Token, g.Accessor, g.Login, g.Unleasable, g.Cluster = login.Token, login.Accessor, term, login.Unleasable, cluster
 		return nil
@@ -72,7 +72,7 @@ func (k *Keeper) shorten(ctx context.Context, client *vault.Client, id string, s
 	_, err = k.Store.Update(id, func(g *grant.Grant) error {
 		if failure == nil {
 			ttl = life.TTL
-			g.Login = grant.NewTerm(from, life.TTL, life.Renewable)
+			g.Login = grant.NewTerm(from, life.TTL, life.Renewable).WithMax(g.Login.Max)
 		} else { // it may have been shortened or not: renew for the one, wait out the other
 			g.Login.From, g.Login.TTL, g.Login.Full = from, ttl, ttl
 		}
@@ -141,7 +141,8 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 	if !reply.Token.IsZero() {
 		return k.refuseToken(g, r, reply)
 	}
-	lease := grant.Lease{ID: reply.LeaseID, Read: r, Term: grant.NewTerm(from, reply.TTL, reply.Renewable)}
+	term := grant.NewTerm(from, reply.TTL, reply.Renewable).WithMax(k.lives.of(kind{g.Digest, r}))
+	lease := grant.Lease{ID: reply.LeaseID, Read: r, Term: term}
 	leased := !lease.ID.IsZero()
 	change := func(g *grant.Grant) error {
 		g.Supersede(r, from)

@@ -147,6 +147,7 @@ func (k *Keeper) renew(ctx context.Context, g grant.Grant) (grant.Instant, error
 			failure = err
 		}
 	}
+	k.lives.learn(g)
 	if g, err = k.warn(g); err != nil {
 		return k.Now().Add(time.Minute), err
 	}
@@ -308,8 +309,8 @@ func (k *Keeper) later(g grant.Grant, failure error) (grant.Instant, error) {
 	}
 	now := k.Now()
 	pause := min(firstPause<<min(after.Failures-1, 10), longestPause)
-	if left := after.Lapse(now).Sub(now); left < 4*pause {
-		pause = max(left/4, firstPause)
+	if left := after.Lapse(now).Sub(now); left < 8*pause {
+		pause = max(left/8, firstPause)
 	}
 	pause += time.Duration(after.Jitter() * float64(pause) / 4)
 	if refused, ok := errors.AsType[*vault.Error](failure); ok {
