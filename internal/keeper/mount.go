@@ -225,6 +225,7 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 	if err == nil && c.grant.ID == "" {
 		c.grant = fresh
 		c.grant.BusyUntil = busy
+		k.warnOfClass(req)
 		err = k.Store.Put(c.grant)
 	}
 	if err != nil {
@@ -233,6 +234,13 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 	// A look now sees kubelet's folder: after a failed mount it is gone for a while, and one never seen proves nothing later.
 	k.queue.Add(c.grant.ID)
 	return c, nil
+}
+
+// warnOfClass tells once for a grant what its class may not mean as it says.
+func (k *Keeper) warnOfClass(req *spec.Request) {
+	if len(req.Warnings) > 0 {
+		k.Event(req.Pod, "Warning", "ClassWarning", fmt.Sprintf("volume %q, SecretProviderClass %q: %s", req.Volume.Volume, req.Class, strings.Join(req.Warnings, "; ")))
+	}
 }
 
 func newGrant(req *spec.Request, now grant.Instant) grant.Grant {

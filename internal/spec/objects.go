@@ -107,6 +107,11 @@ func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 		p.faultf("%s is not a mapping of plain and distinct keys", label)
 		return Object{}
 	}
+	warn := func(warning string) {
+		if warning != "" {
+			p.warnf("%s: %s", label, warning)
+		}
+	}
 	check := func(err error) {
 		if err != nil {
 			p.faultf("%s: %v", label, err)
@@ -121,6 +126,7 @@ func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 		err = legalName(o.Name)
 	}
 	check(err)
+	p.unknownKeys(label, resolve(node))
 	o.Read.Path, o.Read.Query, err = secretPath(&it.SecretPath)
 	check(err)
 	o.Read.Method, err = method(&it.Method)
@@ -129,10 +135,15 @@ func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 	check(err)
 	o.Key, err = scalar("secretKey", &it.SecretKey)
 	check(err)
-	o.Mode, err = permission(&it.FilePermission, mode)
+	var warning string
+	o.Mode, warning, err = permission(&it.FilePermission, mode)
 	check(err)
+	warn(warning)
 	o.Encoding, err = encoding(&it.Encoding)
 	check(err)
+	if o.Key == "" && o.Encoding != UTF8 && err == nil {
+		warn("encoding has no effect without secretKey: the file is the whole answer as JSON")
+	}
 	return o
 }
 
@@ -239,31 +250,39 @@ func secretArgs(n *yaml.Node) (string, error) {
 	return string(body), nil
 }
 
-// permission returns byDefault for 0 and for none. A number means what YAML makes of it; quoted digits are octal.
-func permission(n *yaml.Node, byDefault int32) (int32, error) {
+// permission returns byDefault for 0 and for none. A number up to 0777 means what YAML makes of it; digits in quotes are octal, and
+// so are those of a larger number, because nobody who writes 600 means 01130: that is worth a warning.
+func permission(n *yaml.Node, byDefault int32) (mode int32, warning string, err error) {
 	text, err := scalar("filePermission", n)
-	if err != nil {
-		return 0, err
+	if err != nil || text == "" {
+		return byDefault, "", err
 	}
-	var mode uint64
-	switch {
-	case text == "":
-		return byDefault, nil
-	case resolve(n).ShortTag() == "!!int":
-		err = n.Decode(&mode)
-	default:
-		mode, err = strconv.ParseUint(strings.TrimPrefix(text, "0o"), 8, 32)
+	var number uint64
+	if resolve(n).ShortTag() == "!!int" {
+		if err := n.Decode(&number); err != nil {
+			return 0, "", notMode(text)
+		}
+		if number > maxMode {
+			digits, err := strconv.ParseUint(text, 8, 32)
+			if err != nil || digits > maxMode {
+				return 0, "", fmt.Errorf("filePermission %s is %#o, above 0777", Quote(text), number)
+			}
+			warning = fmt.Sprintf("filePermission %s is read as %#o: without a leading 0 YAML takes it for a decimal number, %#o, which is no file mode; write %#o", text, digits, number, digits)
+			number = digits
+		}
+	} else if number, err = strconv.ParseUint(strings.TrimPrefix(text, "0o"), 8, 32); err != nil {
+		return 0, "", notMode(text)
+	} else if number > maxMode {
+		return 0, "", fmt.Errorf("filePermission %s is above 0777", Quote(text))
 	}
-	if err != nil {
-		return 0, fmt.Errorf("filePermission %s is not a file mode such as 0640", Quote(text))
+	if number == 0 {
+		return byDefault, "", nil
 	}
-	if mode > maxMode {
-		return 0, fmt.Errorf("filePermission %s is %#o, above 0777; without a leading 0, YAML reads a number as decimal", Quote(text), mode)
-	}
-	if mode == 0 {
-		return byDefault, nil
-	}
-	return int32(mode), nil
+	return int32(number), warning, nil
+}
+
+func notMode(text string) error {
+	return fmt.Errorf("filePermission %s is not a file mode such as 0640", Quote(text))
 }
 
 func encoding(n *yaml.Node) (Encoding, error) {

@@ -35,7 +35,6 @@ const (
 )
 
 const (
-	defaultAudience  = "vault"
 	defaultAuthMount = "kubernetes"
 	defaultMode      = 0o644
 	maxMode          = 0o777
@@ -54,8 +53,12 @@ type Input struct {
 	Permission string
 }
 
-// Defaults fill what a class leaves out.
+// Defaults fill what a class leaves out, and say how strictly it is read.
 type Defaults struct {
+	// Provider is whose classes are read; empty means Vault's.
+	Provider Provider
+	// Strict refuses keys that are not known, instead of warning of them.
+	Strict bool
 	// Server is overlaid field by field. It comes from the operator and is taken as it is; with an empty Address every
 	// class must name one.
 	Server Server
@@ -75,13 +78,13 @@ type Error struct {
 // Error implements error.
 func (e *Error) Error() string { return strings.Join(e.Faults, "; ") }
 
-// Parse reads one Mount call. Every error is an *[Error] with all faults that were found; unknown parameters are ignored.
+// Parse reads one Mount call. Every error is an *[Error] with all faults that were found.
 func Parse(in Input, d Defaults) (*Request, error) {
-	params, fault := attributes(in.Attributes)
+	raw, fault := attributes(in.Attributes)
 	if fault != "" {
 		return nil, &Error{Faults: []string{fault}}
 	}
-	p := parser{params: params}
+	p := newParser(raw, d)
 	req := &Request{
 		Spec: Spec{
 			Auth:      p.auth(d.AuthMount),
@@ -89,18 +92,22 @@ func Parse(in Input, d Defaults) (*Request, error) {
 			Server:    p.server(d.Server),
 			Namespace: p.namespace(d.Namespace),
 
-			OnPodEnd:     choice(&p, "onPodEnd", RevokeOnPodEnd, ExpireOnPodEnd),
-			SyncedLeases: choice(&p, "syncedLeases", ExpireSynced, RevokeSynced, RefuseSynced),
+			OnPodEnd:     choice(p, onPodEnd, RevokeOnPodEnd, ExpireOnPodEnd),
+			SyncedLeases: choice(p, syncedLeases, ExpireSynced, RevokeSynced, RefuseSynced),
 		},
-		Class: p.element("secretProviderClass"),
+		Class: p.element(class),
 		Pod:   p.pod(),
 		JWT:   p.jwt(in.Secrets),
+
+		Audience: p.audience(),
 	}
+	p.unknownParameters(raw)
 	req.Volume = p.volume(in.TargetPath, req.Pod.UID)
 	if len(p.faults) > 0 {
-		return nil, &Error{Faults: p.bounded()}
+		return nil, &Error{Faults: bounded(p.faults, "faults")}
 	}
-	req.Spec.Digest = digest(params, &req.Spec)
+	req.Warnings = bounded(p.warnings, "warnings")
+	req.Spec.Digest = digest(raw, &req.Spec)
 	return req, nil
 }
 
@@ -116,20 +123,31 @@ func shorten(text string, limit int) string {
 
 // parser reads parameters and gathers what is wrong with them. Its methods return the zero value for what is faulty.
 type parser struct {
+	// params are under the names that this provider's classes use for Vault, whatever the class called them.
 	params map[string]string
-	faults []string
+	// written are the names that the class used, where it used others.
+	written  map[string]string
+	provider Provider
+	strict   bool
+	faults   []string
+	warnings []string
 }
 
 func (p *parser) faultf(format string, args ...any) {
 	p.faults = append(p.faults, shorten(fmt.Sprintf(format, args...), maxFault))
 }
 
-func (p *parser) bounded() []string {
-	if len(p.faults) <= maxFaults {
-		return p.faults
+// warnf is for what has no effect, or another than its author may think.
+func (p *parser) warnf(format string, args ...any) {
+	p.warnings = append(p.warnings, shorten(fmt.Sprintf(format, args...), maxFault))
+}
+
+func bounded(sentences []string, what string) []string {
+	if len(sentences) <= maxFaults {
+		return sentences
 	}
-	rest := len(p.faults) - (maxFaults - 1)
-	return append(slices.Clip(p.faults[:maxFaults-1]), fmt.Sprintf("and %d more faults", rest))
+	rest := len(sentences) - (maxFaults - 1)
+	return append(slices.Clip(sentences[:maxFaults-1]), fmt.Sprintf("and %d more %s", rest, what))
 }
 
 // attributes repeats nothing of the text, nor of encoding/json's errors: a token may stand anywhere in it.
@@ -147,7 +165,7 @@ func attributes(text string) (params map[string]string, fault string) {
 func (p *parser) text(key string) string {
 	value := p.params[key]
 	if err := printable(value); err != nil {
-		p.faultf("%s %v", key, err)
+		p.faultf("%s %v", p.name(key), err)
 		return ""
 	}
 	return value
@@ -241,12 +259,11 @@ func (p *parser) jwt(secrets string) secret.Value {
 		p.faultf("%s is not a JSON object of tokens by audience", tokens)
 		return secret.Value{}
 	}
-	audience := p.params["audience"]
-	if audience == "" {
-		audience = defaultAudience
-	}
-	return secret.New(byAudience[audience].Token)
+	return secret.New(byAudience[p.audience()].Token)
 }
+
+// audience is that of the token to log in with, among those that kubelet sent.
+func (p *parser) audience() string { return cmp.Or(p.params["audience"], string(p.provider)) }
 
 func (p *parser) secretTokens(secrets string) string {
 	if secrets == "" {

@@ -137,7 +137,8 @@ func TestParse(t *testing.T) {
 			OnPodEnd: spec.RevokeOnPodEnd, SyncedLeases: spec.ExpireSynced,
 			Digest: got.Spec.Digest,
 		},
-		JWT: got.JWT,
+		JWT:      got.JWT,
+		Audience: "vault",
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -164,6 +165,7 @@ func TestParseObject(t *testing.T) {
 		{"mode 0600", "secretPath: kv/x\n  filePermission: 0600", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Mode: 0o600}},
 		{"mode 0o600", "secretPath: kv/x\n  filePermission: 0o600", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Mode: 0o600}},
 		{"mode decimal", "secretPath: kv/x\n  filePermission: 384", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Mode: 0o600}},
+		{"mode decimal above 0777", "secretPath: kv/x\n  filePermission: 640", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Mode: 0o640}},
 		{"mode quoted", "secretPath: kv/x\n  filePermission: \"600\"", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Mode: 0o600}},
 		{"mode quoted 0o", "secretPath: kv/x\n  filePermission: '0o777'", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Mode: 0o777}},
 		{"mode 0", "secretPath: kv/x\n  filePermission: 0", spec.Object{Read: spec.Read{Method: "GET", Path: base}}},

@@ -16,6 +16,10 @@ type Request struct {
 	// JWT is the pod's service account token for Spec.Auth.Audience; the zero value when kubelet sent none, which
 	// matters only when a login is needed.
 	JWT secret.Value
+	// Audience is the audience that JWT was looked for under; never empty.
+	Audience string
+	// Warnings are sentences about what has no effect, or another than its author may think; fit for anybody's eyes.
+	Warnings []string
 }
 
 // Pod is the pod that mounts, as kubelet names it in the Mount call.
@@ -85,7 +89,7 @@ type Auth struct {
 	// Mount is the auth mount without auth/ and slashes, for example kubernetes.
 	Mount string
 	Role  string
-	// Audience picks the token among those that kubelet sent; empty means the one for "vault".
+	// Audience is what the class says; empty means the token for the provider's own name among those that kubelet sent.
 	Audience string
 }
 
