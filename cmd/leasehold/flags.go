@@ -18,13 +18,14 @@ import (
 )
 
 const (
+	defaultEndpoint = "/provider/vault.sock"
 	defaultStateDir = "/run/leasehold"
 	defaultAddress  = "https://127.0.0.1:8200"
 )
 
 // options are the flags of serve.
 type options struct {
-	endpoint   string
+	endpoints  []string
 	node       string
 	kubeconfig string
 	stateDir   string
@@ -35,15 +36,22 @@ type options struct {
 	orphanTTL  time.Duration
 	revoke     keeper.RevokeMode
 	logLevel   string
-	defaults   spec.Defaults
+	strict     bool
+	// vault and openbao fill what the classes of each provider leave out.
+	vault, openbao spec.Defaults
+	// version and output ask for the version only.
+	version bool
+	output  string
+	// notices are sentences about flags that are accepted and do nothing.
+	notices []string
 }
 
 func parseServe(args []string, stderr io.Writer) (options, error) {
 	var o options
-	server := &o.defaults.Server
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.StringVar(&o.endpoint, "endpoint", "/provider/vault.sock", "`path` of the socket that the CSI driver calls")
+	flags.Func("endpoint", "`path` of the socket that the CSI driver calls; may be repeated, openbao.sock is for classes that say provider: openbao (default "+defaultEndpoint+")",
+		func(path string) error { o.endpoints = append(o.endpoints, path); return nil })
 	flags.StringVar(&o.node, "node-name", os.Getenv("NODE_NAME"), "`name` of the node (default: environment variable NODE_NAME)")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "`path` of a kubeconfig; empty for the pod's service account")
 	flags.StringVar(&o.stateDir, "state-dir", defaultStateDir, "`folder` of the store; it must be on a tmpfs")
@@ -61,23 +69,114 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 			return nil
 		})
 	flags.StringVar(&o.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
-	flags.StringVar(&server.Address, "vault-addr", defaultAddress, "`URL` of Vault where a SecretProviderClass names none")
-	flags.StringVar(&o.defaults.AuthMount, "vault-mount", "kubernetes", "auth `mount` where a SecretProviderClass names none")
-	flags.StringVar(&o.defaults.Namespace, "vault-namespace", "", "Vault `namespace` where a SecretProviderClass names none")
-	flags.StringVar(&server.CACert, "vault-tls-ca-cert", "", "`path` of the CA certificate that Vault's is checked against")
-	flags.StringVar(&server.CADirectory, "vault-tls-ca-directory", "", "`folder` of such CA certificates")
-	flags.StringVar(&server.ServerName, "vault-tls-server-name", "", "`name` that Vault's certificate must bear")
-	flags.StringVar(&server.ClientCert, "vault-tls-client-cert", "", "`path` of the client certificate for Vault")
-	flags.StringVar(&server.ClientKey, "vault-tls-client-key", "", "`path` of the client certificate's key")
-	flags.BoolVar(&server.SkipVerify, "vault-tls-skip-verify", false, "do not check Vault's certificate")
+	flags.BoolVar(&o.strict, "strict", false, "refuse SecretProviderClasses with unknown keys, instead of warning of them")
+	flags.BoolVar(&o.version, "version", false, "print the version and exit")
+	flags.StringVar(&o.output, "output", "", "`format` of -version: "+strings.Join(outputs, ", "))
+	serverFlags(flags, vaultFlags, &o.vault)
+	serverFlags(flags, openbaoFlags, &o.openbao)
+	ignoredFlags(flags, &o.notices)
 	if err := parse(flags, args); err != nil {
 		return o, err
 	}
-	o.defaults.Server.Address = strings.TrimRight(server.Address, "/")
-	if o.node == "" {
+	if err := errors.Join(fromEnvironment(flags, openbaoFlags, "BAO_"), fromEnvironment(flags, vaultFlags, "VAULT_"), fromVault(flags)); err != nil {
+		return o, err
+	}
+	for _, d := range []*spec.Defaults{&o.vault, &o.openbao} {
+		d.Strict, d.Server.Address = o.strict, strings.TrimRight(d.Server.Address, "/")
+	}
+	o.vault.Provider, o.openbao.Provider = spec.Vault, spec.OpenBao
+	if len(o.endpoints) == 0 {
+		o.endpoints = []string{defaultEndpoint}
+	}
+	if o.node == "" && !o.version {
 		return o, fmt.Errorf("%w: --node-name or the environment variable NODE_NAME must name this node", errUsage)
 	}
 	return o, nil
+}
+
+// The beginnings of the flags that fill what the classes of a provider leave out.
+const (
+	vaultFlags   = "vault-"
+	openbaoFlags = "openbao-"
+)
+
+func serverFlags(flags *flag.FlagSet, prefix string, d *spec.Defaults) {
+	server, other := &d.Server, ""
+	if prefix == openbaoFlags {
+		other = "; --vault-... where it is not set"
+	}
+	flags.StringVar(&server.Address, prefix+"addr", defaultAddress, "`URL` of the server where a SecretProviderClass names none"+other)
+	flags.StringVar(&d.AuthMount, prefix+"mount", "kubernetes", "auth `mount` where a SecretProviderClass names none"+other)
+	flags.StringVar(&d.Namespace, prefix+"namespace", "", "`namespace` of the server where a SecretProviderClass names none"+other)
+	flags.StringVar(&server.CACert, prefix+"tls-ca-cert", "", "`path` of the CA certificate that the server's is checked against"+other)
+	flags.StringVar(&server.CADirectory, prefix+"tls-ca-directory", "", "`folder` of such CA certificates"+other)
+	flags.StringVar(&server.ServerName, prefix+"tls-server-name", "", "`name` that the server's certificate must bear"+other)
+	flags.StringVar(&server.ClientCert, prefix+"tls-client-cert", "", "`path` of the client certificate for the server"+other)
+	flags.StringVar(&server.ClientKey, prefix+"tls-client-key", "", "`path` of the client certificate's key"+other)
+	flags.BoolVar(&server.SkipVerify, prefix+"tls-skip-verify", false, "do not check the server's certificate"+other)
+}
+
+// environment names the variables, without their prefix, that stand in for a flag that is not given, as in the existing providers;
+// the first that is set wins. No other is obeyed: VAULT_TOKEN would become every pod's token.
+var environment = map[string][]string{
+	"addr":             {"AGENT_ADDR", "ADDR"},
+	"namespace":        {"NAMESPACE"},
+	"tls-ca-cert":      {"CACERT"},
+	"tls-ca-directory": {"CAPATH"},
+	"tls-server-name":  {"TLS_SERVER_NAME"},
+	"tls-client-cert":  {"CLIENT_CERT"},
+	"tls-client-key":   {"CLIENT_KEY"},
+	"tls-skip-verify":  {"SKIP_VERIFY"},
+}
+
+// fromEnvironment sets the flags that were not given and that the environment has.
+func fromEnvironment(flags *flag.FlagSet, prefix, variables string) error {
+	given := given(flags)
+	for name, suffixes := range environment {
+		for _, suffix := range suffixes {
+			value := os.Getenv(variables + suffix)
+			if value == "" || given[prefix+name] {
+				continue
+			}
+			if err := flags.Set(prefix+name, value); err != nil {
+				return fmt.Errorf("%w: environment variable %s: %w", errUsage, variables+suffix, err)
+			}
+			break
+		}
+	}
+	return nil
+}
+
+// fromVault has OpenBao's flags follow Vault's where neither they nor the environment say otherwise.
+func fromVault(flags *flag.FlagSet) error {
+	given := given(flags)
+	var err error
+	flags.VisitAll(func(f *flag.Flag) {
+		if name, ok := strings.CutPrefix(f.Name, openbaoFlags); ok && !given[f.Name] {
+			err = errors.Join(err, f.Value.Set(flags.Lookup(vaultFlags+name).Value.String()))
+		}
+	})
+	return err
+}
+
+// given are the names of the flags that were set.
+func given(flags *flag.FlagSet) map[string]bool {
+	names := make(map[string]bool)
+	flags.Visit(func(f *flag.Flag) { names[f.Name] = true })
+	return names
+}
+
+// ignoredFlags accepts the flags of the existing providers that mean nothing here.
+func ignoredFlags(flags *flag.FlagSet, notices *[]string) {
+	notice := func(text string) { *notices = append(*notices, text) }
+	flags.BoolFunc("debug", "does nothing, as in the existing provider: say --log-level=debug", func(string) error {
+		notice("--debug does nothing, as in the existing provider: say --log-level=debug")
+		return nil
+	})
+	flags.Func("cache-size", "does nothing: what pods hold is kept in the store, which --state-max bounds", func(string) error {
+		notice("--cache-size does nothing: what pods hold is kept in the store, which --state-max bounds")
+		return nil
+	})
 }
 
 // parse parses flags and refuses what is none.

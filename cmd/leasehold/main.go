@@ -13,9 +13,6 @@ import (
 	"syscall"
 )
 
-// version is set by the linker.
-var version = "dev"
-
 const usage = `leasehold gives every Vault lease back when its pod is over.
 
 usage: leasehold [command] [flags]
@@ -52,12 +49,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	switch command {
 	case "serve":
-		return serve(ctx, rest, stderr)
+		return serve(ctx, rest, stdout, stderr)
 	case "leases":
 		return leases(ctx, rest, stdout, stderr)
 	case "version":
-		_, err := fmt.Fprintln(stdout, version)
-		return err
+		return printVersion(rest, stdout, stderr)
 	case "help":
 		_, err := io.WriteString(stdout, usage)
 		return err

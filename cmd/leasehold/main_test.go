@@ -44,6 +44,10 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 
 func TestCommandLine(t *testing.T) {
 	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "pods"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	place := " --endpoint " + dir + "/vault.sock --kubelet-dir " + dir + " --allow-disk-state --state-dir=" + dir
 	tests := []struct {
 		args   string
 		code   int
@@ -61,8 +65,21 @@ func TestCommandLine(t *testing.T) {
 		{"revok", 2, "", `there is no command "revok"`},
 		{"leases -o yaml", 2, "", "-o must be table or json"},
 		{"leases --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
-		{"--node-name=n --allow-disk-state --kubeconfig=/nonexistent --state-dir=" + dir, 1, "", "finding the Kubernetes API"},
-		{"-node-name n -allow-disk-state=true -kubeconfig /nonexistent -state-dir " + dir, 1, "", "finding the Kubernetes API"},
+		{"--node-name=n --kubeconfig=/nonexistent" + place, 1, "", "finding the Kubernetes API"},
+		{"-node-name n -kubeconfig /nonexistent" + strings.ReplaceAll(place, "--", "-"), 1, "", "finding the Kubernetes API"},
+
+		// the existing provider's
+		{"-debug -cache-size=10 -log-level trace -vault-addr=http://v:8200 -node-name n -kubeconfig /nonexistent" + place, 1, "", "--cache-size does nothing"},
+		{"--debug --openbao-addr http://b:8200 --node-name n --kubeconfig /nonexistent" + place, 1, "", "say --log-level=debug"},
+		{"-version", 0, "dev\n", ""},
+		{"-version -output json", 0, `{"goVersion":"go`, ""},
+		{"--version --output=json-pretty", 0, "{\n  \"goVersion\"", ""},
+		{"version --output yaml", 0, "version: dev\n", ""},
+		{"-version -output xml", 2, "", "--output should be one of: 'yaml', 'json', 'json-pretty'"},
+
+		// what the provider's pod must mount, each in one sentence
+		{"--node-name=n --kubelet-dir " + dir + " --endpoint " + dir + "/none/vault.sock", 1, "", "--endpoint: the folder " + dir + "/none is not there"},
+		{"--node-name=n --endpoint " + dir + "/vault.sock --kubelet-dir " + dir + "/pods", 1, "", "--kubelet-dir: the folder " + dir + "/pods/pods is not there"},
 	}
 	for _, test := range tests {
 		t.Run(test.args, func(t *testing.T) {
@@ -100,7 +117,8 @@ func kubeconfig(t *testing.T, dir string) string {
 	return path
 }
 
-func mountRequest(t *testing.T, jwt string) *v1alpha1.MountRequest {
+// mountRequest is a Mount for a volume of a class for a provider, whose name is also the token's audience.
+func mountRequest(t *testing.T, provider, jwt string) *v1alpha1.MountRequest {
 	t.Helper()
 	attributes, err := json.Marshal(map[string]string{
 		"roleName":                                 "my-app-role",
@@ -109,19 +127,19 @@ func mountRequest(t *testing.T, jwt string) *v1alpha1.MountRequest {
 		"csi.storage.k8s.io/pod.namespace":         "shop",
 		"csi.storage.k8s.io/pod.uid":               "0f8a-11",
 		"csi.storage.k8s.io/serviceAccount.name":   "app-sa",
-		"csi.storage.k8s.io/serviceAccount.tokens": `{"vault":{"token":"` + jwt + `"}}`,
+		"csi.storage.k8s.io/serviceAccount.tokens": `{"` + provider + `":{"token":"` + jwt + `"}}`,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &v1alpha1.MountRequest{
 		Attributes: string(attributes), Secrets: "{}", Permission: "420",
-		TargetPath: "/var/lib/kubelet/pods/0f8a-11/volumes/kubernetes.io~csi/creds/mount",
+		TargetPath: "/var/lib/kubelet/pods/0f8a-11/volumes/kubernetes.io~csi/" + provider + "/mount",
 	}
 }
 
 // TestServe runs the whole program, with an environment that would mislead Vault's client library: a volume is mounted, the
-// lease is listed, and a SIGTERM ends it without giving anything back.
+// lease is listed, and a SIGTERM ends it without giving anything back. It is at both providers' sockets.
 func TestServe(t *testing.T) {
 	v := vaulttest.New(t)
 	v.Role("my-app-role", vaulttest.Role{TTL: time.Hour})
@@ -131,34 +149,34 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "vault.sock")
-	serve := command(t, "--node-name=node-1", "--endpoint", socket, "--state-dir", dir, "--allow-disk-state", "--health-addr=127.0.0.1:0",
+	if err := os.Mkdir(filepath.Join(dir, "pods"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	endpoint := func(provider string) string { return filepath.Join(dir, provider+".sock") }
+	serve := command(t, "--node-name=node-1", "--endpoint", endpoint("vault"), "--endpoint", endpoint("openbao"), "--state-dir", dir, "--allow-disk-state", "--health-addr=127.0.0.1:0",
 		"--kubelet-dir", dir, "--kubeconfig", kubeconfig(t, dir), "--vault-addr", v.Serve(t)+"/", "--log-level=debug")
-	serve.Env = append(serve.Env, "VAULT_ADDR=http://127.0.0.1:1", "VAULT_NAMESPACE=canary", "VAULT_TOKEN=canary", "VAULT_MAX_RETRIES=nonsense")
+	serve.Env = append(serve.Env, "VAULT_ADDR=http://127.0.0.1:1", "VAULT_TOKEN=canary", "VAULT_HEADERS=canary", "VAULT_MAX_RETRIES=nonsense")
 	var log bytes.Buffer
 	serve.Stderr = &log
 	if err := serve.Start(); err != nil {
 		t.Fatal(err)
 	}
 
-	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
 	jwt := v.JWT("shop", "app-sa", "app")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	resp, err := v1alpha1.NewCSIDriverProviderClient(conn).Mount(ctx, mountRequest(t, jwt), grpc.WaitForReady(true))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if users := v.Users(); len(users) != 1 || len(resp.GetFiles()) != 1 || string(resp.GetFiles()[0].GetContents()) != users[0].Name {
-		t.Errorf("%d files for users %v", len(resp.GetFiles()), users)
-	}
-	for _, r := range v.Requests() {
-		if r.Header.Get("X-Vault-Namespace") != "" {
-			t.Errorf("%s %s obeys VAULT_NAMESPACE", r.Method, r.Path)
+	for i, provider := range []string{"vault", "openbao"} {
+		conn, err := grpc.NewClient("unix:"+endpoint(provider), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		resp, err := v1alpha1.NewCSIDriverProviderClient(conn).Mount(ctx, mountRequest(t, provider, jwt), grpc.WaitForReady(true))
+		if err != nil {
+			t.Fatalf("%s: %v", provider, err)
+		}
+		if users := v.Users(); len(users) != i+1 || len(resp.GetFiles()) != 1 || string(resp.GetFiles()[0].GetContents()) != users[i].Name {
+			t.Errorf("%s: %d files for users %v", provider, len(resp.GetFiles()), users)
 		}
 	}
 	for _, output := range []string{"table", "json"} {
@@ -174,7 +192,7 @@ func TestServe(t *testing.T) {
 	if err := serve.Wait(); err != nil {
 		t.Errorf("after SIGTERM: %v\n%s", err, log.String())
 	}
-	if got := len(v.Users()); got != 1 {
+	if got := len(v.Users()); got != 2 {
 		t.Errorf("%d users after the end of the provider; the pod still lives", got)
 	}
 	for _, text := range append(v.Secrets(), jwt, "canary") {

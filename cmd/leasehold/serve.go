@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,6 +31,9 @@ import (
 	"github.com/leasehold-csi/leasehold/provider"
 )
 
+// openbaoSocket is the name of the socket that the driver calls for classes that say provider: openbao.
+const openbaoSocket = "openbao.sock"
+
 // drainLimit bounds the wait for logins and reads at shutdown; Vault itself gives none more than 90 s.
 const drainLimit = grant.RequestLimit
 
@@ -36,13 +42,22 @@ const drainLimit = grant.RequestLimit
 const apiRate = 25
 
 // serve runs the provider until ctx ends.
-func serve(ctx context.Context, args []string, stderr io.Writer) error {
+func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	o, err := parseServe(args, stderr)
 	if err != nil {
 		return err
 	}
+	if o.version {
+		return writeVersion(stdout, o.output)
+	}
 	log := logger(o.logLevel, stderr)
 	klog.SetSlogLogger(log)
+	for _, notice := range o.notices {
+		log.Warn(notice)
+	}
+	if err := mounted(o); err != nil {
+		return err
+	}
 	if err := clearVaultEnvironment(); err != nil {
 		return err
 	}
@@ -55,6 +70,21 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 		err = node.run(ctx)
 	}
 	return errors.Join(err, ledger.Close())
+}
+
+// mounted says which volume of the provider's pod is missing.
+func mounted(o options) error {
+	var missing error
+	look := func(folder, flag, what string) {
+		if info, err := os.Stat(folder); err != nil || !info.IsDir() {
+			missing = errors.Join(missing, fmt.Errorf("%s: the folder %s is not there: the provider's pod must mount %s (%w)", flag, folder, what, cmp.Or(err, error(unix.ENOTDIR))))
+		}
+	}
+	for _, endpoint := range o.endpoints {
+		look(filepath.Dir(endpoint), "--endpoint", "the driver's folder of providers, /var/run/secrets-store-csi-providers on the host")
+	}
+	look(filepath.Join(o.kubeletDir, "pods"), "--kubelet-dir", "kubelet's folder of pods, read-only, with mountPropagation: HostToContainer")
+	return missing
 }
 
 func openStore(ctx context.Context, o options, log *slog.Logger) (*store.Store, error) {
@@ -75,7 +105,7 @@ type node struct {
 	log     *slog.Logger
 	cluster *kube.Cluster
 	keeper  *keeper.Keeper
-	driver  *server.Server
+	drivers []*server.Server // one for each endpoint
 	health  server.Health
 }
 
@@ -109,24 +139,37 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), events,
 		admin.Metrics{List: k.Grants, BreakerOpen: k.BreakerOpen, Now: bootTime})
-	socket := server.NewSocket(o.endpoint)
-	driver, err := server.New(server.Config{
-		Socket:  socket,
-		Service: provider.New(provider.Config{Keeper: k, Defaults: o.defaults, VersionKey: ledger.VersionKey(), Version: version}),
-		Leave:   k.Leave,
-		Metrics: metrics,
-		Log:     log,
-	})
-	if err != nil {
-		return nil, err
+	var sockets []*server.Socket
+	var drivers []*server.Server
+	for _, endpoint := range o.endpoints {
+		defaults := o.vault
+		if filepath.Base(endpoint) == openbaoSocket {
+			defaults = o.openbao
+		}
+		socket := server.NewSocket(endpoint)
+		driver, err := server.New(server.Config{
+			Socket:  socket,
+			Service: provider.New(provider.Config{Keeper: k, Defaults: defaults, VersionKey: ledger.VersionKey(), Version: version}),
+			Leave:   k.Leave,
+			Metrics: metrics,
+			Log:     log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		sockets, drivers = append(sockets, socket), append(drivers, driver)
 	}
 	ready := func(ctx context.Context) error {
 		if !cluster.Synced() {
 			return errors.New("the pods of this node are not listed yet: is the Kubernetes API reachable, and may the provider list pods?")
 		}
-		return socket.Check(ctx)
+		var err error
+		for _, socket := range sockets {
+			err = errors.Join(err, socket.Check(ctx))
+		}
+		return err
 	}
-	return &node{options: o, log: log, cluster: cluster, keeper: k, driver: driver,
+	return &node{options: o, log: log, cluster: cluster, keeper: k, drivers: drivers,
 		health: server.Health{Addr: o.healthAddr, Ready: ready, Metrics: metrics}}, nil
 }
 
@@ -153,8 +196,12 @@ func (n *node) run(ctx context.Context) error {
 		defer stop()
 		listening, unlisten := either(ctx, background)
 		defer unlisten()
-		n.log.Info("serving", "endpoint", n.endpoint, "node", n.node, "version", version)
-		err := n.driver.Run(listening)
+		n.log.Info("serving", "endpoints", n.endpoints, "node", n.node, "version", version)
+		serving, listening := errgroup.WithContext(listening)
+		for _, driver := range n.drivers {
+			serving.Go(func() error { return driver.Run(listening) })
+		}
+		err := serving.Wait()
 		n.log.Info("leaving: waiting for logins and reads")
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
 		defer cancel()

@@ -584,6 +584,21 @@ func TestFullStoreLeavesMountedVolumesAlone(t *testing.T) {
 	})
 }
 
+// TestClassWarningsAreToldOnce: not at every republish, and not by every retry of a mount that goes on.
+func TestClassWarningsAreToldOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		req := n.request("p", wantCreds...)
+		req.Warnings = []string{"one", "two"}
+		for range 3 {
+			n.mount(req)
+		}
+		synctest.Wait()
+		if told := strings.Count(n.log.String(), `SecretProviderClass "class": one; two`); told != 1 {
+			t.Errorf("told %d times\n%s", told, n.log)
+		}
+	})
+}
+
 func TestMistakeInAnEditedClassIsTold(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		n.mount(n.request("p", wantCreds...))

@@ -50,7 +50,11 @@ func New(c Config) (*Server, error) {
 		Name: "leasehold_calls_total", Help: "Calls of the CSI driver, by gRPC method and code.",
 	}, []string{"method", "code"})}
 	if err := c.Metrics.Register(s.calls); err != nil {
-		return nil, fmt.Errorf("registering metrics: %w", err)
+		another, ok := errors.AsType[prometheus.AlreadyRegisteredError](err)
+		if !ok {
+			return nil, fmt.Errorf("registering metrics: %w", err)
+		}
+		s.calls = another.ExistingCollector.(*prometheus.CounterVec) // of a Server at another socket
 	}
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequest), grpc.ChainUnaryInterceptor(s.observe, s.recover))
 	v1alpha1.RegisterCSIDriverProviderServer(s.grpc, c.Service)

@@ -17,6 +17,9 @@ func (b *Bed) upLight(ctx context.Context) error {
 	b.state.Host = "127.0.0.1"
 	b.state.Node = "light"
 	b.state.KubeletDir = b.path("kubelet")
+	if err := os.MkdirAll(filepath.Join(b.state.KubeletDir, "pods"), 0o700); err != nil { // kubelet makes it before anything else
+		return err
+	}
 	port, err := b.freePort()
 	if err != nil {
 		return err
