@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/leasehold-csi/leasehold/internal/spec"
 )
 
 func read(t *testing.T, path string) string {
@@ -29,7 +31,7 @@ func names(pattern, text string) []string {
 
 // The reference has a section for each command, with a row for each of its flags and for no other.
 func TestReferenceListsTheFlags(t *testing.T) {
-	for _, name := range []string{"serve", "leases", "version"} {
+	for _, name := range []string{"serve", "leases", "validate", "version"} {
 		_, section, _ := strings.Cut(read(t, "docs/reference.md"), "\n## leasehold "+name+"\n")
 		section, _, _ = strings.Cut(section, "\n## ")
 		usage, _ := command(t, name, "-h").CombinedOutput()
@@ -46,5 +48,15 @@ func TestReadmeShowsTheExample(t *testing.T) {
 	block, _, found := strings.Cut(block, "```")
 	if !found || !strings.Contains(read(t, "docs/examples/vault-db-creds.yaml"), block) {
 		t.Errorf("the README's class is not that of docs/examples/vault-db-creds.yaml:\n%s", block)
+	}
+}
+
+// The reference has a row for each parameter and each key of an object that classes may have.
+func TestReferenceListsTheParameters(t *testing.T) {
+	reference := read(t, "docs/reference.md")
+	for _, key := range append(spec.Vault.Parameters(), spec.ObjectKeys()...) {
+		if !regexp.MustCompile("(?m)^\\|[^|]*`" + key + "`[^|]*\\|").MatchString(reference) {
+			t.Errorf("docs/reference.md has no row for %s", key)
+		}
 	}
 }

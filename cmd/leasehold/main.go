@@ -19,6 +19,7 @@ usage: leasehold [command] [flags]
 
   serve     answer the Secrets Store CSI driver on this node (the default)
   leases    list what this node holds
+  validate  check SecretProviderClasses in files
   version   print the version
 
 leasehold COMMAND -h prints a command's flags.
@@ -30,6 +31,8 @@ func main() {
 	stop()
 	switch {
 	case errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errFaults):
+		os.Exit(1)
 	case errors.Is(err, errUsage):
 		fmt.Fprintln(os.Stderr, "leasehold:", err)
 		os.Exit(2)
@@ -52,6 +55,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return serve(ctx, rest, stdout, stderr)
 	case "leases":
 		return leases(ctx, rest, stdout, stderr)
+	case "validate":
+		return check(rest, os.Stdin, stdout, stderr)
 	case "version":
 		return printVersion(rest, stdout, stderr)
 	case "help":

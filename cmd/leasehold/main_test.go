@@ -47,6 +47,10 @@ func TestCommandLine(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "pods"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	classes := filepath.Join(dir, "classes.yaml")
+	if err := os.WriteFile(classes, []byte("kind: SecretProviderClass\nmetadata: {name: c}\nspec: {provider: vault, parameters: {}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	place := " --endpoint " + dir + "/vault.sock --kubelet-dir " + dir + " --allow-disk-state --state-dir=" + dir
 	tests := []struct {
 		args   string
@@ -67,6 +71,14 @@ func TestCommandLine(t *testing.T) {
 		{"leases --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
 		{"--node-name=n --kubeconfig=/nonexistent" + place, 1, "", "finding the Kubernetes API"},
 		{"-node-name n -kubeconfig /nonexistent" + strings.ReplaceAll(place, "--", "-"), 1, "", "finding the Kubernetes API"},
+
+		{"validate", 2, "", "-f must name a file"},
+		{"validate -f /nonexistent", 2, "", "no such file"},
+		{"validate -f " + classes + " -o xml", 2, "", "-o must be text or json"},
+		{"validate -f ../../docs/examples/vault-db-creds.yaml", 0, "", ""},
+		{"validate -f " + classes, 1, classes + ":3: fault: c: roleName is missing", ""},
+		{"validate -f " + classes + " -o json", 1, `"level": "fault"`, ""},
+		{"validate -f ../../docs/examples/vault-db-creds.yaml --diff", 0, "change: ", ""},
 
 		// the existing provider's
 		{"-debug -cache-size=10 -log-level trace -vault-addr=http://v:8200 -node-name n -kubeconfig /nonexistent" + place, 1, "", "--cache-size does nothing"},

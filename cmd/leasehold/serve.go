@@ -53,7 +53,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	log := logger(o.logLevel, stderr)
 	klog.SetSlogLogger(log)
 	for _, notice := range o.notices {
-		log.Warn(notice)
+		log.Warn("a flag of the existing provider", "notice", notice)
 	}
 	if err := mounted(o); err != nil {
 		return err

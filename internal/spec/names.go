@@ -23,6 +23,8 @@ const (
 // What the driver adds to a class's parameters is either under ownedPrefix or this.
 const class = "secretProviderClass"
 
+const objectsKey = "objects"
+
 // The parameters of Leasehold's own.
 const (
 	onPodEnd     = "onPodEnd"
@@ -47,7 +49,7 @@ func (p Provider) prefixes() []string {
 
 // Parameters lists every parameter that a provider's class may have, sorted.
 func (p Provider) Parameters() []string {
-	known := []string{"roleName", "objects", "audience", onPodEnd, syncedLeases}
+	known := []string{"roleName", objectsKey, "audience", onPodEnd, syncedLeases}
 	for _, prefix := range p.prefixes() {
 		for _, name := range prefixed {
 			known = append(known, prefix+name)
@@ -100,7 +102,7 @@ func (p *parser) unknownParameters(raw map[string]string) {
 	known := parameters[p.provider]
 	for _, key := range slices.Sorted(maps.Keys(raw)) {
 		if _, ok := slices.BinarySearch(known, key); !ok && key != class && !strings.HasPrefix(key, ownedPrefix) {
-			p.unknown("parameter "+Quote(key), key, known)
+			p.unknown(place{key: key}, "parameter "+Quote(key), key, known)
 		}
 	}
 }
@@ -110,22 +112,22 @@ func (p *parser) unknownKeys(label string, node *yaml.Node) {
 	for i := 0; i < len(node.Content); i += 2 {
 		key := resolve(node.Content[i])
 		if key.ShortTag() != "!!merge" && !slices.Contains(objectKeys, key.Value) {
-			p.unknown(label+": key "+Quote(key.Value), key.Value, objectKeys)
+			p.unknown(place{objectsKey, key.Line}, label+": key "+Quote(key.Value), key.Value, objectKeys)
 		}
 	}
 }
 
 // unknown tells of a key that is not among those known: mostly it is a slip of the pen.
-func (p *parser) unknown(what, key string, known []string) {
+func (p *parser) unknown(where place, what, key string, known []string) {
 	tell := p.warnf
 	if p.strict {
 		tell = p.faultf
 	}
 	if meant := nearest(key, known); meant != "" {
-		tell("%s is unknown and has no effect; did you mean %s?", what, meant)
+		tell(where, "%s is unknown and has no effect; did you mean %s?", what, meant)
 		return
 	}
-	tell("%s is unknown and has no effect", what)
+	tell(where, "%s is unknown and has no effect", what)
 }
 
 // nearest returns the word that differs least from text, not minding case; empty when none is near.

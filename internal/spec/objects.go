@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,9 +36,9 @@ type item struct {
 
 // objects reads the YAML list; mode is that of files which ask for none.
 func (p *parser) objects(mode int32) []Object {
-	items, err := list(p.params["objects"])
+	items, err := list(p.params[objectsKey])
 	if err != nil {
-		p.faultf("objects %v", err)
+		p.faultf(place{key: objectsKey}, "objects %v", err)
 		return nil
 	}
 	objects := make([]Object, len(items))
@@ -104,17 +105,19 @@ func spend(n *yaml.Node, budget int) int {
 func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 	var it item
 	if resolve(node).Kind != yaml.MappingNode || node.Decode(&it) != nil {
-		p.faultf("%s is not a mapping of plain and distinct keys", label)
+		p.faultf(place{objectsKey, node.Line}, "%s is not a mapping of plain and distinct keys", label)
 		return Object{}
 	}
-	warn := func(warning string) {
+	// where is the line of a key, or of the item where it has no such key
+	where := func(key *yaml.Node) place { return place{objectsKey, cmp.Or(key.Line, node.Line)} }
+	warn := func(key *yaml.Node, warning string) {
 		if warning != "" {
-			p.warnf("%s: %s", label, warning)
+			p.warnf(where(key), "%s: %s", label, warning)
 		}
 	}
-	check := func(err error) {
+	check := func(key *yaml.Node, err error) {
 		if err != nil {
-			p.faultf("%s: %v", label, err)
+			p.faultf(where(key), "%s: %v", label, err)
 		}
 	}
 	var o Object
@@ -125,24 +128,24 @@ func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 	if err == nil {
 		err = legalName(o.Name)
 	}
-	check(err)
+	check(&it.ObjectName, err)
 	p.unknownKeys(label, resolve(node))
 	o.Read.Path, o.Read.Query, err = secretPath(&it.SecretPath)
-	check(err)
+	check(&it.SecretPath, err)
 	o.Read.Method, err = method(&it.Method)
-	check(err)
+	check(&it.Method, err)
 	o.Read.Args, err = secretArgs(&it.SecretArgs)
-	check(err)
+	check(&it.SecretArgs, err)
 	o.Key, err = scalar("secretKey", &it.SecretKey)
-	check(err)
+	check(&it.SecretKey, err)
 	var warning string
 	o.Mode, warning, err = permission(&it.FilePermission, mode)
-	check(err)
-	warn(warning)
+	check(&it.FilePermission, err)
+	warn(&it.FilePermission, warning)
 	o.Encoding, err = encoding(&it.Encoding)
-	check(err)
+	check(&it.Encoding, err)
 	if o.Key == "" && o.Encoding != UTF8 && err == nil {
-		warn("encoding has no effect without secretKey: the file is the whole answer as JSON")
+		warn(&it.Encoding, "encoding has no effect without secretKey: the file is the whole answer as JSON")
 	}
 	return o
 }
@@ -162,9 +165,9 @@ func (p *parser) distinct(objects []Object) {
 		quoted := Quote(strings.ReplaceAll(before, "\x00", "/"))
 		switch {
 		case name == before && (i == 1 || names[i-2] != name):
-			p.faultf("object %s: objectName is given more than once", quoted)
+			p.faultf(place{key: objectsKey}, "object %s: objectName is given more than once", quoted)
 		case strings.HasPrefix(name, before+"\x00"):
-			p.faultf("object %s: objectName is also a folder of object %s", quoted, Quote(strings.ReplaceAll(name, "\x00", "/")))
+			p.faultf(place{key: objectsKey}, "object %s: objectName is also a folder of object %s", quoted, Quote(strings.ReplaceAll(name, "\x00", "/")))
 		}
 	}
 }

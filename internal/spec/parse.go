@@ -86,15 +86,7 @@ func Parse(in Input, d Defaults) (*Request, error) {
 	}
 	p := newParser(raw, d)
 	req := &Request{
-		Spec: Spec{
-			Auth:      p.auth(d.AuthMount),
-			Objects:   p.objects(p.permission(in.Permission)),
-			Server:    p.server(d.Server),
-			Namespace: p.namespace(d.Namespace),
-
-			OnPodEnd:     choice(p, onPodEnd, RevokeOnPodEnd, ExpireOnPodEnd),
-			SyncedLeases: choice(p, syncedLeases, ExpireSynced, RevokeSynced, RefuseSynced),
-		},
+		Spec:  p.spec(d, p.permission(in.Permission)),
 		Class: p.element(class),
 		Pod:   p.pod(),
 		JWT:   p.jwt(in.Secrets),
@@ -109,6 +101,38 @@ func Parse(in Input, d Defaults) (*Request, error) {
 	req.Warnings = bounded(p.warnings, "warnings")
 	req.Spec.Digest = digest(raw, &req.Spec)
 	return req, nil
+}
+
+// Finding is one thing to say about a class.
+type Finding struct {
+	// Text is a sentence.
+	Text string
+	// Key is the parameter that it is about, as the class calls it.
+	Key string
+	// Line is where in the parameter's text, counted from 1; zero for the whole of it.
+	Line int
+}
+
+// Check reads the parameters of a class as Parse does when a pod mounts it, and tells all that it finds. The Spec is complete only
+// when there are no faults.
+func Check(params map[string]string, d Defaults) (s Spec, faults, warnings []Finding) {
+	p := newParser(params, d)
+	s = p.spec(d, defaultMode)
+	p.unknownParameters(params)
+	return s, p.faults, p.warnings
+}
+
+// spec reads what the class itself says.
+func (p *parser) spec(d Defaults, mode int32) Spec {
+	return Spec{
+		Auth:      p.auth(d.AuthMount),
+		Objects:   p.objects(mode),
+		Server:    p.server(d.Server),
+		Namespace: p.namespace(d.Namespace),
+
+		OnPodEnd:     choice(p, onPodEnd, RevokeOnPodEnd, ExpireOnPodEnd),
+		SyncedLeases: choice(p, syncedLeases, ExpireSynced, RevokeSynced, RefuseSynced),
+	}
 }
 
 // Quote quotes text that a tenant wrote, shortened, so that it can stand in a sentence.
@@ -129,25 +153,42 @@ type parser struct {
 	written  map[string]string
 	provider Provider
 	strict   bool
-	faults   []string
-	warnings []string
+	faults   []Finding
+	warnings []Finding
 }
 
-func (p *parser) faultf(format string, args ...any) {
-	p.faults = append(p.faults, shorten(fmt.Sprintf(format, args...), maxFault))
+// place is what a finding is about.
+type place struct {
+	key  string
+	line int // zero for the whole parameter
+}
+
+// at is the place of a parameter.
+func (p *parser) at(key string) place { return place{key: p.name(key)} }
+
+func (w place) say(format string, args []any) Finding {
+	return Finding{Text: shorten(fmt.Sprintf(format, args...), maxFault), Key: w.key, Line: w.line}
+}
+
+func (p *parser) faultf(where place, format string, args ...any) {
+	p.faults = append(p.faults, where.say(format, args))
 }
 
 // warnf is for what has no effect, or another than its author may think.
-func (p *parser) warnf(format string, args ...any) {
-	p.warnings = append(p.warnings, shorten(fmt.Sprintf(format, args...), maxFault))
+func (p *parser) warnf(where place, format string, args ...any) {
+	p.warnings = append(p.warnings, where.say(format, args))
 }
 
-func bounded(sentences []string, what string) []string {
-	if len(sentences) <= maxFaults {
-		return sentences
+// bounded returns the sentences of findings.
+func bounded(findings []Finding, what string) []string {
+	var sentences []string
+	for i, f := range findings {
+		if i == maxFaults-1 && len(findings) > maxFaults {
+			return append(sentences, fmt.Sprintf("and %d more %s", len(findings)-i, what))
+		}
+		sentences = append(sentences, f.Text)
 	}
-	rest := len(sentences) - (maxFaults - 1)
-	return append(slices.Clip(sentences[:maxFaults-1]), fmt.Sprintf("and %d more %s", rest, what))
+	return sentences
 }
 
 // attributes repeats nothing of the text, nor of encoding/json's errors: a token may stand anywhere in it.
@@ -165,7 +206,7 @@ func attributes(text string) (params map[string]string, fault string) {
 func (p *parser) text(key string) string {
 	value := p.params[key]
 	if err := printable(value); err != nil {
-		p.faultf("%s %v", p.name(key), err)
+		p.faultf(p.at(key), "%s %v", p.name(key), err)
 		return ""
 	}
 	return value
@@ -177,7 +218,7 @@ func choice[T ~string](p *parser, key string, words ...T) T {
 	if value == "" || slices.Contains(words, value) {
 		return cmp.Or(value, words[0])
 	}
-	p.faultf("%s %s is none of %q", key, Quote(string(value)), words)
+	p.faultf(p.at(key), "%s %s is none of %q", key, Quote(string(value)), words)
 	return ""
 }
 
@@ -185,7 +226,7 @@ func choice[T ~string](p *parser, key string, words ...T) T {
 func (p *parser) element(key string) string {
 	value := p.text(key)
 	if value == "." || value == ".." || strings.Contains(value, "/") {
-		p.faultf("%s %s is not a plain name", key, Quote(value))
+		p.faultf(p.at(key), "%s %s is not a plain name", key, Quote(value))
 		return ""
 	}
 	return value
@@ -199,7 +240,7 @@ func (p *parser) pod() Pod {
 		}
 	}
 	if len(missing) > 0 {
-		p.faultf("the driver did not send %s; its CSIDriver object must say podInfoOnMount: true", strings.Join(missing, ", "))
+		p.faultf(place{}, "the driver did not send %s; its CSIDriver object must say podInfoOnMount: true", strings.Join(missing, ", "))
 	}
 	return Pod{
 		Namespace:      p.element(podNamespace),
@@ -216,12 +257,12 @@ func (p *parser) volume(target, uid string) VolumeKey {
 	n := len(parts)
 	if printable(target) != nil || !path.IsAbs(target) || n < 7 ||
 		parts[n-6] != "pods" || parts[n-4] != "volumes" || parts[n-3] != "kubernetes.io~csi" || parts[n-1] != "mount" {
-		p.faultf("target path %s is not .../pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount", Quote(target))
+		p.faultf(place{}, "target path %s is not .../pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount", Quote(target))
 		return VolumeKey{}
 	}
 	key := VolumeKey{PodUID: parts[n-5], Volume: parts[n-2]}
 	if uid != "" && key.PodUID != uid {
-		p.faultf("the target path belongs to pod UID %s, but %s is %s", Quote(key.PodUID), podUID, Quote(uid))
+		p.faultf(place{}, "the target path belongs to pod UID %s, but %s is %s", Quote(key.PodUID), podUID, Quote(uid))
 		return VolumeKey{}
 	}
 	return key
@@ -233,7 +274,7 @@ func (p *parser) permission(text string) int32 {
 	}
 	mode, err := strconv.ParseUint(text, 10, 32)
 	if err != nil || mode > maxMode {
-		p.faultf("permission %s is not a decimal number up to %d (0777)", Quote(text), maxMode)
+		p.faultf(place{}, "permission %s is not a decimal number up to %d (0777)", Quote(text), maxMode)
 		return 0
 	}
 	if mode == 0 {
@@ -256,7 +297,7 @@ func (p *parser) jwt(secrets string) secret.Value {
 		Token string `json:"token"`
 	}
 	if err := json.Unmarshal([]byte(text), &byAudience); err != nil {
-		p.faultf("%s is not a JSON object of tokens by audience", tokens)
+		p.faultf(place{}, "%s is not a JSON object of tokens by audience", tokens)
 		return secret.Value{}
 	}
 	return secret.New(byAudience[p.audience()].Token)
@@ -270,12 +311,12 @@ func (p *parser) secretTokens(secrets string) string {
 		return ""
 	}
 	if len(secrets) > maxSecrets {
-		p.faultf("the secrets are larger than %d bytes", maxSecrets)
+		p.faultf(place{}, "the secrets are larger than %d bytes", maxSecrets)
 		return ""
 	}
 	var values map[string]string
 	if err := json.Unmarshal([]byte(secrets), &values); err != nil {
-		p.faultf("the secrets are not a JSON object of texts")
+		p.faultf(place{}, "the secrets are not a JSON object of texts")
 		return ""
 	}
 	return values[tokens]

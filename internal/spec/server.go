@@ -26,7 +26,7 @@ func (p *parser) auth(mount string) Auth {
 		auth.Mount = defaultAuthMount
 	}
 	if p.params["roleName"] == "" {
-		p.faultf("roleName is missing: it names the Vault role to log in with")
+		p.faultf(p.at("roleName"), "roleName is missing: it names the Vault role to log in with")
 	}
 	return auth
 }
@@ -34,7 +34,7 @@ func (p *parser) auth(mount string) Auth {
 func (p *parser) authMount() string {
 	const one, other = "vaultKubernetesMountPath", "vaultAuthMountPath"
 	if p.params[one] != "" && p.params[other] != "" {
-		p.faultf("%s and %s mean the same, so only one may be set", p.name(one), p.name(other))
+		p.faultf(p.at(other), "%s and %s mean the same, so only one may be set", p.name(one), p.name(other))
 		return ""
 	}
 	return p.vaultPath(one) + p.vaultPath(other)
@@ -52,7 +52,7 @@ func (p *parser) server(s Server) Server {
 	if p.params["vaultAddress"] != "" {
 		s.Address = p.address()
 	} else if s.Address == "" {
-		p.faultf("%s is missing, and the provider has no default", p.name("vaultAddress"))
+		p.faultf(p.at("vaultAddress"), "%s is missing, and the provider has no default", p.name("vaultAddress"))
 	}
 	// A class that brings its own trust replaces the operator's, never adds to it; of the two forms the file wins.
 	file, dir := p.file("vaultCACertPath"), p.file("vaultCADirectory")
@@ -67,7 +67,7 @@ func (p *parser) server(s Server) Server {
 	}
 	cert, key := p.file("vaultTLSClientCertPath"), p.file("vaultTLSClientKeyPath")
 	if (p.params["vaultTLSClientCertPath"] == "") != (p.params["vaultTLSClientKeyPath"] == "") {
-		p.faultf("%s and %s must be set together", p.name("vaultTLSClientCertPath"), p.name("vaultTLSClientKeyPath"))
+		p.faultf(p.at("vaultTLSClientCertPath"), "%s and %s must be set together", p.name("vaultTLSClientCertPath"), p.name("vaultTLSClientKeyPath"))
 	}
 	if cert != "" {
 		s.ClientCert, s.ClientKey = cert, key
@@ -83,7 +83,7 @@ func (p *parser) skipVerify(byDefault bool) bool {
 	}
 	skip, err := strconv.ParseBool(text)
 	if err != nil {
-		p.faultf("%s %s is neither true nor false", p.name("vaultSkipTLSVerify"), Quote(text))
+		p.faultf(p.at("vaultSkipTLSVerify"), "%s %s is neither true nor false", p.name("vaultSkipTLSVerify"), Quote(text))
 	}
 	return skip
 }
@@ -92,12 +92,12 @@ func (p *parser) skipVerify(byDefault bool) bool {
 func (p *parser) address() string {
 	u, err := url.Parse(p.text("vaultAddress"))
 	if err == nil && u.Scheme == "unix" {
-		p.faultf("%s may not be a unix socket: only the provider's --vault-addr can name one", p.name("vaultAddress"))
+		p.faultf(p.at("vaultAddress"), "%s may not be a unix socket: only the provider's --vault-addr can name one", p.name("vaultAddress"))
 		return ""
 	}
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
 		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
-		p.faultf("%s must be http:// or https:// with a host and an optional port, and nothing else", p.name("vaultAddress"))
+		p.faultf(p.at("vaultAddress"), "%s must be http:// or https:// with a host and an optional port, and nothing else", p.name("vaultAddress"))
 		return ""
 	}
 	return (&url.URL{Scheme: u.Scheme, Host: strings.ToLower(u.Host)}).String()
@@ -110,7 +110,7 @@ func (p *parser) file(key string) string {
 		return ""
 	}
 	if !path.IsAbs(value) {
-		p.faultf("%s %s is not an absolute path in the provider's container", p.name(key), Quote(value))
+		p.faultf(p.at(key), "%s %s is not an absolute path in the provider's container", p.name(key), Quote(value))
 		return ""
 	}
 	return path.Clean(value)
@@ -124,7 +124,7 @@ func (p *parser) vaultPath(key string) string {
 	}
 	clean, err := cleanPath(value)
 	if err != nil {
-		p.faultf("%s %s %v", p.name(key), Quote(value), err)
+		p.faultf(p.at(key), "%s %s %v", p.name(key), Quote(value), err)
 	}
 	return clean
 }
