@@ -120,15 +120,19 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a Kubernetes client: %w", err)
 	}
+	events, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making a Kubernetes client for events: %w", err)
+	}
 	classes, err := versioned.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("making a client for SecretProviderClasses: %w", err)
 	}
-	cluster := kube.New(kube.Config{Client: client, Classes: classes, Node: o.node, Log: log})
+	cluster := kube.New(kube.Config{Client: client, EventClient: events, Classes: classes, Node: o.node, Log: log})
 	judge := pods.New(pods.Config{Cluster: cluster, KubeletDir: o.kubeletDir, Now: bootTime, Log: log})
-	events := admin.NewEvents()
+	told := admin.NewEvents()
 	k, err := keeper.New(keeper.Config{
-		Store: ledger, Vaults: new(vault.Pool), Ended: judge.Ended, Event: events.Count(cluster.Event), Now: bootTime, Log: log,
+		Store: ledger, Vaults: new(vault.Pool), Ended: judge.Ended, Event: told.Count(cluster.Event), Now: bootTime, Log: log,
 		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Synced: cluster.SyncedObjects,
 	})
 	if err != nil {
@@ -137,7 +141,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	cluster.OnPod(k.Wake)
 	cluster.OnSynced(k.WakeAll)
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), events,
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), told,
 		admin.Metrics{List: k.Grants, BreakerOpen: k.BreakerOpen, Now: bootTime})
 	var sockets []*server.Socket
 	var drivers []*server.Server

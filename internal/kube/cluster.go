@@ -6,6 +6,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,9 @@ const (
 type Config struct {
 	// Client reaches the API server; required.
 	Client kubernetes.Interface
+	// EventClient posts events; nil means Client. One of its own has its own share of requests, so that what is to be told waits for no
+	// look at pods, however many of these are due.
+	EventClient kubernetes.Interface
 	// Classes reaches it for SecretProviderClasses; needed by SyncedObjects only.
 	Classes versioned.Interface
 	// Node is this node's name in the API; required.
@@ -47,6 +51,7 @@ type Config struct {
 // Cluster is the API server as seen from one node. Make one with New; its methods may be called from any goroutine.
 type Cluster struct {
 	client    kubernetes.Interface
+	poster    kubernetes.Interface
 	classes   versioned.Interface
 	node      string
 	log       *slog.Logger
@@ -62,6 +67,7 @@ func New(cfg Config) *Cluster {
 	ofNode := fields.OneTermEqualSelector("spec.nodeName", cfg.Node).String()
 	return &Cluster{
 		client:  cfg.Client,
+		poster:  cmp.Or(cfg.EventClient, cfg.Client),
 		classes: cfg.Classes,
 		node:    cfg.Node,
 		log:     cfg.Log,

@@ -105,7 +105,7 @@ func (c *Cluster) postEvent(ctx context.Context, correlator *record.EventCorrela
 func (c *Cluster) writeEvent(ctx context.Context, result *record.EventCorrelateResult) (*corev1.Event, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	events := c.client.CoreV1().Events(result.Event.Namespace)
+	events := c.poster.CoreV1().Events(result.Event.Namespace)
 	if result.Event.Count > 1 {
 		posted, err := events.Patch(ctx, result.Event.Name, types.StrategicMergePatchType, result.Patch, metav1.PatchOptions{})
 		if !apierrors.IsNotFound(err) {
