@@ -77,6 +77,7 @@ func (b *Bed) startLightProvider(ctx context.Context) error {
 		err = b.start(ctx, "provider", &process{Args: []string{
 			b.state.Provider.Binary, "serve",
 			"--endpoint", b.state.Provider.Endpoint,
+			"--endpoint", b.path("providers", "openbao.sock"),
 			"--node-name", b.state.Node,
 			"--kubeconfig", kubeconfig,
 			"--state-dir", b.state.Provider.StateDir,

@@ -1,0 +1,189 @@
+//go:build e2e
+
+package e2e_test
+
+import (
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// realClass is a SecretProviderClass as people have them, and what their pods see.
+type realClass struct {
+	name     string
+	provider string // vault when empty
+	// parameters are added to roleName and objects; what is empty here is left out.
+	parameters map[string]string
+	objects    string
+	// files are patterns that whole files match.
+	files map[string]string
+	modes map[string]os.FileMode
+	// warns is a part of the ClassWarning event; empty for none.
+	warns string
+}
+
+// oddValues is what the path KV holds: one of each kind of value that Vault keeps.
+var oddValues = map[string]any{
+	"text": "plain", "number": 42, "fraction": 1.5, "yes": true, "nothing": nil, "list": []string{"a", "b"}, "map": map[string]string{"a": "b"},
+	"a.b": "dotted", "base64": "aGVsbG8K", "hex": "68656c6c6f", "words": "grüße, \"welt\"", "lines": "one\ntwo\n",
+}
+
+// realClasses are the classes; KV stands for a path of key-value version 1, DATA for one of version 2, DB for a database role.
+func realClasses(vault string) []realClass {
+	item := func(fields string) string {
+		return "- {objectName: f, secretPath: KV, secretKey: text, " + fields + "}"
+	}
+	one := func(key string) string { return "- {objectName: f, secretPath: KV, secretKey: " + key + "}" }
+	plain := map[string]string{"f": "plain"}
+	const text = "- objectName: f\n  secretPath: KV\n  secretKey: text\n"
+	return []realClass{
+		// what is under a key
+		{name: "text", objects: one("text"), files: plain, modes: map[string]os.FileMode{"f": 0o644}},
+		{name: "quoted", objects: "- objectName: \"f\"\n  secretPath: \"KV\"\n  secretKey: \"text\"\n", files: plain},
+		{name: "number", objects: one("number"), files: map[string]string{"f": "42"}},
+		{name: "fraction", objects: one("fraction"), files: map[string]string{"f": `1\.5`}},
+		{name: "boolean", objects: one("'yes'"), files: map[string]string{"f": "true"}},
+		{name: "null", objects: one("nothing"), files: map[string]string{"f": "null"}},
+		{name: "list", objects: one("list"), files: map[string]string{"f": `\["a","b"\]`}},
+		{name: "map", objects: one("map"), files: map[string]string{"f": `\{"a":"b"\}`}},
+		{name: "dotted-key", objects: one("a.b"), files: map[string]string{"f": "dotted"}},
+		{name: "words", objects: one("words"), files: map[string]string{"f": `grüße, "welt"`}},
+		{name: "lines", objects: one("lines"), files: map[string]string{"f": "one\ntwo\n"}},
+		{name: "whole", objects: "- {objectName: f, secretPath: KV}", files: map[string]string{"f": `\{"data":\{.*"text":"plain".*\}\}`}},
+
+		// encodings
+		{name: "utf-8", objects: item("encoding: utf-8"), files: plain},
+		{name: "encoding-case", objects: item("encoding: UTF-8"), files: plain},
+		{name: "base64", objects: "- {objectName: f, secretPath: KV, secretKey: base64, encoding: base64}", files: map[string]string{"f": "hello\n"}},
+		{name: "hex", objects: "- {objectName: f, secretPath: KV, secretKey: hex, encoding: hex}", files: map[string]string{"f": "hello"}},
+		{name: "encoding-whole", objects: "- {objectName: f, secretPath: KV, encoding: base64}", files: map[string]string{"f": `\{"data":.*`}, warns: "encoding has no effect without secretKey"},
+
+		// permissions
+		{name: "mode-octal", objects: item("filePermission: 0600"), files: plain, modes: map[string]os.FileMode{"f": 0o600}},
+		{name: "mode-0o", objects: item("filePermission: 0o640"), files: plain, modes: map[string]os.FileMode{"f": 0o640}},
+		{name: "mode-decimal", objects: item("filePermission: 420"), files: plain, modes: map[string]os.FileMode{"f": 0o644}},
+		{name: "mode-meant-octal", objects: item("filePermission: 600"), files: plain, modes: map[string]os.FileMode{"f": 0o600}, warns: "filePermission 600 is read as 0600"},
+		{name: "mode-quoted", objects: item(`filePermission: "0400"`), files: plain, modes: map[string]os.FileMode{"f": 0o400}},
+		{name: "mode-zero", objects: item("filePermission: 0"), files: plain, modes: map[string]os.FileMode{"f": 0o644}},
+
+		// paths
+		{name: "path-slash", objects: "- {objectName: f, secretPath: /KV, secretKey: text}", files: plain},
+		{name: "path-v1", objects: "- {objectName: f, secretPath: v1/KV, secretKey: text}", files: plain},
+		{name: "path-slash-v1", objects: "- {objectName: f, secretPath: /v1/KV, secretKey: text}", files: plain},
+		{name: "kv2", objects: "- {objectName: f, secretPath: DATA, secretKey: k}", files: map[string]string{"f": "two"}},
+		{name: "kv2-version", objects: "- {objectName: f, secretPath: 'DATA?version=1', secretKey: k}", files: map[string]string{"f": "one"}},
+		{name: "kv2-versions", objects: "- {objectName: a, secretPath: 'DATA?version=1', secretKey: k}\n- {objectName: b, secretPath: DATA, secretKey: k}", files: map[string]string{"a": "one", "b": "two"}},
+		{name: "folders", objects: "- {objectName: a/b/f, secretPath: KV, secretKey: text}\n- {objectName: a/g, secretPath: KV, secretKey: number}", files: map[string]string{"a/b/f": "plain", "a/g": "42"}},
+
+		// methods
+		{name: "get", objects: item("method: GET"), files: plain},
+		{name: "get-small", objects: item("method: get"), files: plain},
+		{name: "put", objects: "- {objectName: f, secretPath: pki/issue/my-app, secretKey: serial_number, method: PUT, secretArgs: {common_name: a.test, ttl: 30m}}", files: map[string]string{"f": "[0-9a-f:]+"}},
+		{name: "post", objects: "- {objectName: f, secretPath: pki/issue/my-app, secretKey: certificate, method: POST, secretArgs: {common_name: a.test, ttl: 30m}}", files: map[string]string{"f": "(?s)-----BEGIN CERTIFICATE-----.*"}},
+		{name: "chain", objects: "- {objectName: f, secretPath: pki/issue/my-app, secretKey: ca_chain, method: PUT, secretArgs: {common_name: a.test, ttl: 30m}}", files: map[string]string{"f": `\["-----BEGIN CERTIFICATE-----.*"\]`}},
+
+		// YAML
+		{name: "block", objects: text, files: plain},
+		{name: "comment", objects: "# mine\n" + text + "# end\n", files: plain},
+		{name: "indented", objects: "  - objectName: f\n    secretPath: KV\n    secretKey: text\n", files: plain},
+		{name: "anchors", objects: "- &a {objectName: f, secretPath: KV, secretKey: text}\n- {<<: *a, objectName: g}\n", files: map[string]string{"f": "plain", "g": "plain"}},
+		{name: "json", objects: `[{"objectName": "f", "secretPath": "KV", "secretKey": "text"}]`, files: plain},
+
+		// credentials, both files from one read
+		{name: "database", objects: "- {objectName: u, secretPath: database/creds/DB, secretKey: username}\n- {objectName: p, secretPath: /v1/database/creds/DB, secretKey: password}", files: map[string]string{"u": "v-kubernet-.*", "p": "[-A-Za-z0-9]+"}},
+		{name: "expire", parameters: map[string]string{"onPodEnd": "expire"}, objects: one("text"), files: plain},
+		{name: "synced-revoke", parameters: map[string]string{"syncedLeases": "revoke"}, objects: one("text"), files: plain},
+
+		// where and who
+		{name: "address", parameters: map[string]string{"vaultAddress": vault}, objects: one("text"), files: plain},
+		{name: "mount-old", parameters: map[string]string{"vaultKubernetesMountPath": "kubernetes"}, objects: one("text"), files: plain},
+		{name: "mount", parameters: map[string]string{"vaultAuthMountPath": "/kubernetes/"}, objects: one("text"), files: plain},
+		{name: "audience", parameters: map[string]string{"audience": "vault"}, objects: one("text"), files: plain},
+		{name: "skip", parameters: map[string]string{"vaultSkipTLSVerify": "true"}, objects: one("text"), files: plain},
+		{name: "skip-1", parameters: map[string]string{"vaultSkipTLSVerify": "1"}, objects: one("text"), files: plain},
+		{name: "skip-not", parameters: map[string]string{"vaultSkipTLSVerify": "false"}, objects: one("text"), files: plain},
+		{name: "tls-name", parameters: map[string]string{"vaultTLSServerName": "vault.test"}, objects: one("text"), files: plain},
+
+		// what has no effect
+		{name: "history", parameters: map[string]string{"kubernetesServiceAccountPath": "/x", "vaultCAPem": "x"}, objects: one("text"), files: plain, warns: `parameter "kubernetesServiceAccountPath" is unknown`},
+		{name: "history-object", objects: item("objectVersion: '1', objectPath: /x"), files: plain, warns: `key "objectVersion" is unknown`},
+		{name: "slip", parameters: map[string]string{"vaultAdress": "http://x"}, objects: one("text"), files: plain, warns: "did you mean vaultAddress?"},
+
+		// OpenBao's names
+		{name: "bao", provider: "openbao", parameters: map[string]string{"audience": "vault", "baoAddress": vault, "baoKubernetesMountPath": "kubernetes"}, objects: one("text"), files: plain},
+		{name: "openbao", provider: "openbao", parameters: map[string]string{"audience": "vault", "openbaoAddress": vault, "openbaoAuthMountPath": "kubernetes", "vaultAddress": "http://elsewhere:8200"}, objects: one("text"), files: plain},
+		{name: "bao-as-vault", provider: "openbao", parameters: map[string]string{"audience": "vault", "vaultAddress": vault}, objects: one("text"), files: plain},
+	}
+}
+
+// conformance mounts every class of the table, looks at the files, and at what is left when all its pods are gone.
+func (s *suite) conformance(t *testing.T) {
+	p := s.newPlace(t, "conform")
+	ctx := t.Context()
+	kv, data := "kv1/"+p.role, "secret/data/"+p.role
+	if _, err := p.vault.Logical().WriteWithContext(ctx, kv, oddValues); err != nil {
+		t.Fatal(err)
+	}
+	for _, value := range []string{"one", "two"} {
+		if _, err := p.vault.Logical().WriteWithContext(ctx, data, map[string]any{"data": map[string]any{"k": value}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	here := strings.NewReplacer("KV", kv, "DATA", data, "DB", p.role)
+	classes := realClasses(s.bed.State().Vault.Address)
+	pods := make([]*corev1.Pod, len(classes))
+	for i, c := range classes {
+		parameters := map[string]any{"roleName": "my-app-role", "objects": here.Replace(c.objects)}
+		for key, value := range c.parameters {
+			parameters[key] = value
+		}
+		provider := c.provider
+		if provider == "" {
+			provider = "vault"
+		}
+		p.apply(&unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "secrets-store.csi.x-k8s.io/v1", "kind": "SecretProviderClass",
+			"metadata": map[string]any{"name": c.name},
+			"spec":     map[string]any{"provider": provider, "parameters": parameters},
+		}})
+		pods[i] = p.create(newPod(c.name, c.name))
+	}
+	for i, c := range classes {
+		p.awaitRunning(pods[i])
+		p.mustShow(pods[i], c)
+	}
+	p.deleteAll()
+	for _, pod := range pods {
+		p.awaitObjectGone(pod)
+	}
+	p.awaitNothing()
+}
+
+// mustShow compares a pod's volume with what its class should bring.
+func (p *place) mustShow(pod *corev1.Pod, c realClass) {
+	p.t.Helper()
+	folder := filepath.Join(p.volumeFolder(pod, volume), "mount")
+	for file, want := range c.files {
+		content, err := os.ReadFile(filepath.Join(folder, file))
+		if err != nil || !regexp.MustCompile("^(?:"+want+")$").Match(content) {
+			p.t.Errorf("%s: file %s does not match %q: %v", c.name, file, want, err)
+		}
+		if block, _ := pem.Decode(content); strings.Contains(want, "BEGIN") && !strings.HasPrefix(want, `\[`) && block == nil {
+			p.t.Errorf("%s: file %s is not PEM", c.name, file)
+		}
+	}
+	for file, want := range c.modes {
+		if info, err := os.Stat(filepath.Join(folder, file)); err != nil || info.Mode().Perm() != want {
+			p.t.Errorf("%s: file %s: want mode %v, have %v, %v", c.name, file, want, info, err)
+		}
+	}
+	if c.warns != "" {
+		p.awaitEvent(pod.Name, "ClassWarning", c.warns)
+	}
+}
