@@ -61,7 +61,7 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 			return nil
 		})
 	flags.StringVar(&o.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
-	flags.StringVar(&server.Address, "vault-addr", defaultAddress, "`URL` of Vault where a SecretProviderClass names none")
+	flags.StringVar(&server.Address, "vault-addr", defaultAddress, "`URL` of Vault where a SecretProviderClass names none; unix:///path for a socket")
 	flags.StringVar(&o.defaults.AuthMount, "vault-mount", "kubernetes", "auth `mount` where a SecretProviderClass names none")
 	flags.StringVar(&o.defaults.Namespace, "vault-namespace", "", "Vault `namespace` where a SecretProviderClass names none")
 	flags.StringVar(&server.CACert, "vault-tls-ca-cert", "", "`path` of the CA certificate that Vault's is checked against")
@@ -73,7 +73,12 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 	if err := parse(flags, args); err != nil {
 		return o, err
 	}
-	o.defaults.Server.Address = strings.TrimRight(server.Address, "/")
+	if server.Address != "" { // else every class must name one
+		var err error
+		if server.Address, err = spec.ParseAddress(server.Address); err != nil {
+			return o, fmt.Errorf("%w: --vault-addr cannot be used: %w", errUsage, err)
+		}
+	}
 	if o.node == "" {
 		return o, fmt.Errorf("%w: --node-name or the environment variable NODE_NAME must name this node", errUsage)
 	}

@@ -58,6 +58,7 @@ func TestCommandLine(t *testing.T) {
 		{"serve --node-name=n more", 2, "", `unexpected argument "more"`},
 		{"--nod-name=n", 2, "", "flag provided but not defined: -nod-name"},
 		{"--orphan-ttl=5 --node-name=n", 2, "", "invalid value"},
+		{"--vault-addr=vault:8200 --node-name=n", 2, "", "--vault-addr cannot be used: it must be http:// or https:// with a host, or unix://"},
 		{"revok", 2, "", `there is no command "revok"`},
 		{"leases -o yaml", 2, "", "-o must be table or json"},
 		{"leases --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},

@@ -69,7 +69,7 @@ const (
 
 // Server is a Vault and how to trust it. It is comparable: equal servers share one connection pool.
 type Server struct {
-	// Address is scheme://host[:port] without a trailing slash.
+	// Address is scheme://host[:port] without a trailing slash; an operator's may have a path, or be unix:///path/of/a/socket.
 	Address string
 	// CACert and CADirectory are paths in the provider's own file system; empty for the system's roots.
 	CACert, CADirectory string

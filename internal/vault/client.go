@@ -187,8 +187,17 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 
 		MaxResponseHeaderBytes: maxHeader,
 	}
+	address := s.Address
+	if socket, ok := strings.CutPrefix(address, "unix://"); ok {
+		// The client library would do the same, with a dialer that knows no deadline.
+		dialer := &net.Dialer{Timeout: dialTimeout}
+		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", socket)
+		}
+		address = "http://localhost" // which no proxy is asked for
+	}
 	config := &api.Config{
-		Address:          s.Address,
+		Address:          address,
 		HttpClient:       &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		DisableRedirects: true,
 	}
