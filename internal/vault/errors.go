@@ -53,6 +53,8 @@ const (
 	NotVault
 	// Unusable: the address or a TLS file of ours cannot be used.
 	Unusable
+	// Shared: a login was answered with a token that somebody holds already. It is theirs: it must not be revoked.
+	Shared
 )
 
 // Error is a failed call. Its text is fit for anybody's eyes.

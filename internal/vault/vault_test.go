@@ -197,6 +197,23 @@ func TestLoginIsRefused(t *testing.T) {
 	})
 }
 
+func TestLoginFromACacheIsRefused(t *testing.T) {
+	v, c, _ := world(t)
+	v.CacheLogins(true)
+	jwt := secret.New(v.JWT("default", "my-app"))
+	login, err := c.LogIn(t.Context(), "", auth, jwt)
+	if err != nil {
+		t.Fatalf("what the cache did not have: %v", err)
+	}
+	_, err = c.LogIn(t.Context(), "", auth, jwt)
+	if vault.KindOf(err) != vault.Shared || !strings.Contains(err.Error(), "X-Cache: HIT") || !strings.Contains(err.Error(), "share one token") {
+		t.Errorf("got %v", err)
+	}
+	if strings.Contains(err.Error(), login.Token.Reveal()) {
+		t.Errorf("the error holds the token: %v", err)
+	}
+}
+
 func TestHostileServerDoesNotSpeakThroughUs(t *testing.T) {
 	const jwt = "header.payload.signature"
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
