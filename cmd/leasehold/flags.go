@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -62,6 +64,7 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 		})
 	flags.StringVar(&o.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	flags.StringVar(&server.Address, "vault-addr", defaultAddress, "`URL` of Vault where a SecretProviderClass names none; unix:///path for a socket")
+	allowFlags(flags, &o.defaults.Rules)
 	flags.StringVar(&o.defaults.AuthMount, "vault-mount", "kubernetes", "auth `mount` where a SecretProviderClass names none")
 	flags.StringVar(&o.defaults.Namespace, "vault-namespace", "", "Vault `namespace` where a SecretProviderClass names none")
 	flags.StringVar(&server.CACert, "vault-tls-ca-cert", "", "`path` of the CA certificate that Vault's is checked against")
@@ -78,11 +81,38 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 		if server.Address, err = spec.ParseAddress(server.Address); err != nil {
 			return o, fmt.Errorf("%w: --vault-addr cannot be used: %w", errUsage, err)
 		}
+		flags.Visit(func(f *flag.Flag) {
+			o.defaults.Rules.DefaultOnly = o.defaults.Rules.DefaultOnly || f.Name == "vault-addr"
+		})
 	}
 	if o.node == "" {
 		return o, fmt.Errorf("%w: --node-name or the environment variable NODE_NAME must name this node", errUsage)
 	}
 	return o, nil
+}
+
+// allowFlags are what opens more than the defaults to classes, or less than everything. Each may be given more than once.
+func allowFlags(flags *flag.FlagSet, rules *spec.Rules) {
+	flags.Func("allow-vault-addr", "`pattern` of a URL that a SecretProviderClass may name besides --vault-addr, such as https://*.example.com:8200",
+		func(text string) error {
+			pattern, err := spec.ParseAddressPattern(text)
+			rules.Addresses = append(rules.Addresses, pattern)
+			return err
+		})
+	flags.Func("allow-vault-namespace", "`pattern` of the Vault namespaces that a SecretProviderClass may name (default all)",
+		func(text string) error {
+			rules.Namespaces = append(rules.Namespaces, strings.Trim(text, "/"))
+			_, err := path.Match(text, "")
+			return err
+		})
+	flags.Func("allow-tls-dir", "`folder` that the TLS files of a SecretProviderClass must lie in (default anywhere)",
+		func(text string) error {
+			if !filepath.IsAbs(text) {
+				return errors.New("it is not an absolute path")
+			}
+			rules.TLSFolders = append(rules.TLSFolders, filepath.Clean(text))
+			return nil
+		})
 }
 
 // parse parses flags and refuses what is none.

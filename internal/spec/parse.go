@@ -63,6 +63,8 @@ type Defaults struct {
 	Namespace string
 	// AuthMount is kubernetes when empty.
 	AuthMount string
+	// Rules bound what a class may name instead.
+	Rules Rules
 }
 
 // Error says what is wrong with an Input, one sentence per fault, in words fit for an event that anybody may read: tokens,
@@ -81,7 +83,7 @@ func Parse(in Input, d Defaults) (*Request, error) {
 	if fault != "" {
 		return nil, &Error{Faults: []string{fault}}
 	}
-	p := parser{params: params}
+	p := parser{params: params, rules: d.Rules}
 	req := &Request{
 		Spec: Spec{
 			Auth:      p.auth(d.AuthMount),
@@ -117,6 +119,7 @@ func shorten(text string, limit int) string {
 // parser reads parameters and gathers what is wrong with them. Its methods return the zero value for what is faulty.
 type parser struct {
 	params map[string]string
+	rules  Rules
 	faults []string
 }
 

@@ -78,6 +78,11 @@ type Server struct {
 	// ClientCert and ClientKey are the provider's own mTLS pair; both or none.
 	ClientCert, ClientKey string
 	SkipVerify            bool
+
+	// Guarded: a tenant named the address, so that what is dialled must not be Reserved.
+	Guarded bool `json:",omitempty"`
+	// TLSFolder is what the TLS files that a tenant named lie in, links followed; empty when they may lie anywhere.
+	TLSFolder string `json:",omitempty"`
 }
 
 // Auth is a login by service account token.

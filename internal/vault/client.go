@@ -15,11 +15,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/vault/api"
@@ -176,7 +178,7 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 	}
 	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:           dialer(s).DialContext,
 		TLSClientConfig:       trust,
 		TLSHandshakeTimeout:   handshakeTimeout,
 		ResponseHeaderTimeout: grant.RequestLimit,
@@ -214,6 +216,32 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 	client.SetClientTimeout(0) // every call brings its own deadline
 	return &Client{server: s, api: client, closeIdle: transport.CloseIdleConnections}, nil
 }
+
+// dialer connects to a server. One that a tenant named may resolve to whatever its owner likes, so the address that is dialled
+// decides. Behind a proxy that is the proxy's, which is the operator's, as are the rules of what it reaches.
+func dialer(s spec.Server) *net.Dialer {
+	d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
+	if s.Guarded && !proxied(s.Address) {
+		d.Control = func(_, address string, _ syscall.RawConn) error {
+			if at, err := netip.ParseAddrPort(address); err != nil || spec.Reserved(at.Addr()) {
+				return errReserved
+			}
+			return nil
+		}
+	}
+	return d
+}
+
+func proxied(address string) bool {
+	u, err := url.Parse(address)
+	if err != nil {
+		return false
+	}
+	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: u})
+	return err == nil && proxy != nil
+}
+
+var errReserved = errors.New("its host leads to a loopback, link-local or metadata address, and no --allow-vault-addr names that")
 
 // careful cuts every body that is larger than MaxReply, and keeps net/http from sending a request again.
 type careful struct{ next http.RoundTripper }
@@ -318,6 +346,8 @@ func (c *Client) explain(in call, header http.Header, err error, neverSent bool)
 	switch {
 	case errors.Is(err, errTooLarge):
 		out.Kind, out.Err = NotVault, errTooLarge
+	case errors.Is(err, errReserved):
+		out.Kind, out.Err = Unusable, errReserved
 	case errors.As(err, &answered):
 		out.Status = answered.StatusCode
 		if !answered.RawError { // what is not Vault's is not repeated

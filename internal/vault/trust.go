@@ -34,7 +34,7 @@ func tlsConfig(s spec.Server) (*tls.Config, error) {
 		return nil, err
 	}
 	for _, path := range files {
-		pem, err := readTLSFile(path)
+		pem, err := readTLSFile(s, path)
 		if err != nil {
 			return nil, err
 		}
@@ -51,11 +51,11 @@ func tlsConfig(s spec.Server) (*tls.Config, error) {
 	if s.ClientCert == "" && s.ClientKey == "" {
 		return config, nil
 	}
-	cert, err := readTLSFile(s.ClientCert)
+	cert, err := readTLSFile(s, s.ClientCert)
 	if err != nil {
 		return nil, err
 	}
-	key, err := readTLSFile(s.ClientKey)
+	key, err := readTLSFile(s, s.ClientKey)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func caFiles(s spec.Server) ([]string, error) {
 	if s.CACert != "" || s.CADirectory == "" {
 		return slices.DeleteFunc([]string{s.CACert}, func(path string) bool { return path == "" }), nil
 	}
-	folder, err := os.OpenFile(s.CADirectory, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	folder, err := openTLS(s, s.CADirectory, unix.O_DIRECTORY)
 	if err != nil {
 		return nil, unreadable(s.CADirectory, err)
 	}
@@ -97,8 +97,23 @@ func caFiles(s spec.Server) ([]string, error) {
 	return files, nil
 }
 
-func readTLSFile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // of a pipe, too, the opening ends
+// openTLS opens a file or folder. A tenant's must not lead out of the folder that the operator opened for it.
+func openTLS(s spec.Server, path string, flag int) (*os.File, error) {
+	flag |= os.O_RDONLY | unix.O_NONBLOCK // of a pipe, too, the opening ends
+	rel, err := filepath.Rel(s.TLSFolder, path)
+	if s.TLSFolder == "" || err != nil || !filepath.IsLocal(rel) { // the operator's
+		return os.OpenFile(path, flag, 0)
+	}
+	root, err := os.OpenRoot(s.TLSFolder)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = root.Close() }()
+	return root.OpenFile(rel, flag, 0)
+}
+
+func readTLSFile(s spec.Server, path string) ([]byte, error) {
+	f, err := openTLS(s, path, 0)
 	if err != nil {
 		return nil, unreadable(path, err)
 	}
