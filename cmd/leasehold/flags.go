@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -74,6 +76,8 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.output, "output", "", "`format` of -version: "+strings.Join(outputs, ", "))
 	serverFlags(flags, vaultFlags, &o.vault)
 	serverFlags(flags, openbaoFlags, &o.openbao)
+	var rules spec.Rules
+	allowFlags(flags, &rules)
 	ignoredFlags(flags, &o.notices)
 	if err := parse(flags, args); err != nil {
 		return o, err
@@ -81,10 +85,19 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 	if err := errors.Join(fromEnvironment(flags, openbaoFlags, "BAO_"), fromEnvironment(flags, vaultFlags, "VAULT_"), fromVault(flags)); err != nil {
 		return o, err
 	}
-	for _, d := range []*spec.Defaults{&o.vault, &o.openbao} {
-		d.Strict, d.Server.Address = o.strict, strings.TrimRight(d.Server.Address, "/")
-	}
 	o.vault.Provider, o.openbao.Provider = spec.Vault, spec.OpenBao
+	given := given(flags)
+	for name, d := range map[string]*spec.Defaults{vaultFlags + "addr": &o.vault, openbaoFlags + "addr": &o.openbao} {
+		d.Strict, d.Rules = o.strict, rules
+		if d.Server.Address == "" {
+			continue // every class must name one
+		}
+		var err error
+		if d.Server.Address, err = spec.ParseAddress(d.Server.Address); err != nil {
+			return o, fmt.Errorf("%w: --%s cannot be used: %w", errUsage, name, err)
+		}
+		d.Rules.DefaultOnly = given[name] || given[vaultFlags+"addr"]
+	}
 	if len(o.endpoints) == 0 {
 		o.endpoints = []string{defaultEndpoint}
 	}
@@ -177,6 +190,30 @@ func ignoredFlags(flags *flag.FlagSet, notices *[]string) {
 		notice("--cache-size does nothing: what pods hold is kept in the store, which --state-max bounds")
 		return nil
 	})
+}
+
+// allowFlags are what opens more than the defaults to classes, or less than everything. Each may be given more than once.
+func allowFlags(flags *flag.FlagSet, rules *spec.Rules) {
+	flags.Func("allow-vault-addr", "`pattern` of a URL that a SecretProviderClass may name besides --vault-addr, such as https://*.example.com:8200",
+		func(text string) error {
+			pattern, err := spec.ParseAddressPattern(text)
+			rules.Addresses = append(rules.Addresses, pattern)
+			return err
+		})
+	flags.Func("allow-vault-namespace", "`pattern` of the Vault namespaces that a SecretProviderClass may name (default all)",
+		func(text string) error {
+			rules.Namespaces = append(rules.Namespaces, strings.Trim(text, "/"))
+			_, err := path.Match(text, "")
+			return err
+		})
+	flags.Func("allow-tls-dir", "`folder` that the TLS files of a SecretProviderClass must lie in (default anywhere)",
+		func(text string) error {
+			if !filepath.IsAbs(text) {
+				return errors.New("it is not an absolute path")
+			}
+			rules.TLSFolders = append(rules.TLSFolders, filepath.Clean(text))
+			return nil
+		})
 }
 
 // parse parses flags and refuses what is none.

@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
+	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
 
@@ -66,6 +69,10 @@ func TestCommandLine(t *testing.T) {
 		{"serve --node-name=n more", 2, "", `unexpected argument "more"`},
 		{"--nod-name=n", 2, "", "flag provided but not defined: -nod-name"},
 		{"--orphan-ttl=5 --node-name=n", 2, "", "invalid value"},
+		{"--vault-addr=vault:8200 --node-name=n", 2, "", "--vault-addr cannot be used: it must be http:// or https:// with a host, or unix://"},
+		{"--allow-vault-addr=vault --node-name=n", 2, "", "-allow-vault-addr: it must be http:// or https://"},
+		{"--allow-vault-namespace=[ --node-name=n", 2, "", "-allow-vault-namespace: syntax error in pattern"},
+		{"--allow-tls-dir=tls --node-name=n", 2, "", "-allow-tls-dir: it is not an absolute path"},
 		{"revok", 2, "", `there is no command "revok"`},
 		{"leases -o yaml", 2, "", "-o must be table or json"},
 		{"leases --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
@@ -127,6 +134,30 @@ func kubeconfig(t *testing.T, dir string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// What a class may name depends on whether --vault-addr was given.
+func TestFlagsBecomeRules(t *testing.T) {
+	for _, test := range []struct {
+		args string
+		want spec.Rules
+	}{
+		{"", spec.Rules{}},
+		{"--vault-addr=https://vault", spec.Rules{DefaultOnly: true}},
+		{"--vault-addr=" + defaultAddress, spec.Rules{DefaultOnly: true}},
+		{"--vault-addr=", spec.Rules{}},
+		{"--allow-vault-namespace=/a/ --allow-vault-namespace=b --allow-tls-dir=/x//y --allow-tls-dir=/z",
+			spec.Rules{Namespaces: []string{"a", "b"}, TLSFolders: []string{"/x/y", "/z"}}},
+	} {
+		o, err := parseServe(append(strings.Fields(test.args), "--node-name=n"), io.Discard)
+		if got := o.vault.Rules; err != nil || !reflect.DeepEqual(got, test.want) {
+			t.Errorf("%s: %+v, %v", test.args, got, err)
+		}
+	}
+	o, err := parseServe(strings.Fields("--node-name=n --allow-vault-addr=https://a --allow-vault-addr=https://b"), io.Discard)
+	if err != nil || len(o.vault.Rules.Addresses) != 2 {
+		t.Errorf("%+v, %v", o.vault.Rules, err)
+	}
 }
 
 // mountRequest is a Mount for a volume of a class for a provider, whose name is also the token's audience.

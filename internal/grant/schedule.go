@@ -148,8 +148,7 @@ func (g *Grant) TokenRenewal(now Instant) bool {
 	return at != 0 && at <= now && g.Leased(now)
 }
 
-// Lapse is when the first of what the volume shows runs out unless it is renewed or replaced; it says how urgent a look at
-// the grant is. The largest Instant when nothing can.
+// Lapse is when the first of what the volume shows runs out unless it is renewed or replaced. The largest Instant when nothing can.
 func (g *Grant) Lapse(now Instant) Instant {
 	lapse := Instant(math.MaxInt64)
 	if g.State != Active || !g.Leased(now) {
@@ -161,6 +160,20 @@ func (g *Grant) Lapse(now Instant) Instant {
 		}
 	}
 	return lapse
+}
+
+// longestTurn is how long a look may wait because others have less time left.
+const longestTurn = time.Minute
+
+// LookBy is until when a look that is due at now should begin: what has least time left comes first, and nothing is put off for good.
+// A grant that shows nothing is looked at without Vault, and while its look waits it can begin to show what runs out soon.
+func (g *Grant) LookBy(now Instant) Instant {
+	switch g.State {
+	case Pending, Partial, Superseded:
+		return now
+	default:
+		return min(g.Lapse(now), now.Add(longestTurn))
+	}
 }
 
 // Ends is when the first of what the volume shows and a republish at now should replace ends, or has ended. Zero for never.

@@ -248,6 +248,28 @@ func TestLapse(t *testing.T) {
 	}
 }
 
+// TestLookBy: least time left first, nothing put off for good, and what shows nothing yet at once.
+func TestLookBy(t *testing.T) {
+	for _, test := range []struct {
+		state grant.State
+		life  time.Duration
+		want  time.Duration // from boot
+	}{
+		{grant.Active, 20 * s, 20 * s},
+		{grant.Active, time.Hour, time.Minute},
+		{grant.Active, 0, time.Minute},
+		{grant.Pending, 20 * s, 0},
+		{grant.Partial, 20 * s, 0},
+		{grant.Superseded, 20 * s, 0},
+		{grant.Revoking, 20 * s, time.Minute},
+	} {
+		g := grant.Grant{State: test.state, Login: grant.NewTerm(boot, time.Hour, true), Leases: []grant.Lease{{Term: grant.NewTerm(boot, test.life, true)}}}
+		if got := g.LookBy(boot).Sub(boot); got != test.want {
+			t.Errorf("%s, %s left: by %s, want %s", test.state, test.life, got, test.want)
+		}
+	}
+}
+
 func TestProbes(t *testing.T) {
 	lease := func(path string, life time.Duration) grant.Lease {
 		return grant.Lease{Read: spec.Read{Path: path}, Term: grant.NewTerm(boot, life, true)}

@@ -81,6 +81,7 @@ type Keeper struct {
 	breaker breaker
 	volumes volumes
 	lives   lives
+	holders holders
 
 	mounts struct {
 		sync.Mutex
@@ -136,6 +137,7 @@ func (k *Keeper) Resume() error {
 		k.Log.Error("records of the store cannot be read; their leases run out by themselves", "records", unreadable)
 	}
 	for _, g := range grants {
+		k.holders.take(g.Accessor, g.ID)
 		if g.State == grant.Pending {
 			if err := k.letGo(g.ID, "the provider stopped during the volume's first mount"); err != nil {
 				return err
@@ -203,7 +205,7 @@ func (k *Keeper) line() {
 		}
 		w := look{id: id} // of a record that cannot be read, or is gone: the look itself will tell
 		if g, err := k.Store.Get(id); err == nil {
-			w.lane, w.lapse = lane{g.Pod.Namespace, g.Server}, g.Lapse(k.Now())
+			w.lane, w.by = lane{g.Pod.Namespace, g.Server}, g.LookBy(k.Now())
 		}
 		k.lanes.push(w)
 	}

@@ -494,6 +494,33 @@ func TestShortOutageLetsNothingLapse(t *testing.T) {
 	}
 }
 
+// TestNewcomerIsLookedAfterInACrowd: a look that was due when a volume showed nothing yet is not put off by those of volumes that do,
+// for as long as these keep everybody busy.
+func TestNewcomerIsLookedAfterInACrowd(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.vault.Dynamic(creds, vaulttest.Dynamic{TTL: time.Minute})
+		for i := range 200 {
+			n.mount(n.request(fmt.Sprint("p", i), wantCreds...))
+		}
+		n.reconfigure(func(c *keeper.Config) {
+			c.Ended = func(ctx context.Context, g grant.Grant) grant.Verdict {
+				time.Sleep(time.Second) // an API server that takes its time
+				verdict := n.verdict(ctx, g)
+				verdict.Check = 10 * time.Second
+				return verdict
+			}
+		})
+		time.Sleep(20 * time.Second)
+		user := n.mount(n.request("new", wantCreds...))[0]
+		for range 3 * time.Minute / time.Second {
+			if !n.lives(user) {
+				t.Fatalf("the newcomer's credentials died\n%s", n.log)
+			}
+			time.Sleep(time.Second)
+		}
+	})
+}
+
 func TestTokenAtItsMaximumIsReplaced(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		n.vault.Role("my-app-role", vaulttest.Role{TTL: time.Hour, MaxTTL: 4 * time.Hour})

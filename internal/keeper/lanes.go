@@ -27,12 +27,12 @@ type lane struct {
 type look struct {
 	id   string
 	lane lane
-	// lapse is when what its volume shows runs out: the earlier, the more urgent.
-	lapse grant.Instant
+	// by is until when it should begin.
+	by grant.Instant
 }
 
-// lanes decides whose turn it is: the namespace's that has the fewest looks under way, and within it the grant's with the least
-// time left; nobody's whose Vault or namespace has its full share already. The zero value is not usable.
+// lanes decides whose turn it is: the namespace's that has the fewest looks under way, and within it the grant's that should
+// be looked at first; nobody's whose Vault or namespace has its full share already. The zero value is not usable.
 type lanes struct {
 	mu          sync.Mutex
 	changed     *sync.Cond
@@ -89,7 +89,7 @@ func (l *lanes) next() (best lane, found bool) {
 			continue
 		}
 		fewer := l.byNamespace[candidate.namespace] - l.byNamespace[best.namespace]
-		if !found || fewer < 0 || fewer == 0 && (*queue)[0].lapse < (*l.waiting[best])[0].lapse {
+		if !found || fewer < 0 || fewer == 0 && (*queue)[0].by < (*l.waiting[best])[0].by {
 			best, found = candidate, true
 		}
 	}
@@ -116,11 +116,11 @@ func (l *lanes) close() {
 	l.changed.Broadcast()
 }
 
-// urgent is a heap of looks, least time left first.
+// urgent is a heap of looks, the one that should begin first at its root.
 type urgent []look
 
 func (u urgent) Len() int           { return len(u) }
-func (u urgent) Less(i, j int) bool { return u[i].lapse < u[j].lapse }
+func (u urgent) Less(i, j int) bool { return u[i].by < u[j].by }
 func (u urgent) Swap(i, j int)      { u[i], u[j] = u[j], u[i] }
 
 // Push implements heap.Interface.

@@ -20,8 +20,8 @@ func popped(t *testing.T, l *lanes) look {
 
 func TestLanesLeastTimeLeftFirst(t *testing.T) {
 	l := newLanes()
-	for id, lapse := range map[string]grant.Instant{"b": 20, "a": 10, "c": 30} {
-		l.push(look{id, lane{"ns", server("v")}, lapse})
+	for id, by := range map[string]grant.Instant{"b": 20, "a": 10, "c": 30} {
+		l.push(look{id, lane{"ns", server("v")}, by})
 	}
 	for _, want := range []string{"a", "b", "c"} {
 		w := popped(t, l)

@@ -48,12 +48,16 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 	if err != nil {
 		return vault.Session{}, err
 	}
+	if !k.holders.take(login.Accessor, g.ID) {
+		return vault.Session{}, sharedError(g)
+	}
 	term := grant.NewTerm(from, login.TTL, login.Renewable).WithMax(k.lives.of(kind{digest: g.Digest}))
 	_, err = k.Store.Update(g.ID, func(g *grant.Grant) error {
 		g.Token, g.Accessor, g.Login, g.Unleasable, g.Cluster = login.Token, login.Accessor, term, login.Unleasable, cluster
 		return nil
 	})
 	if err != nil { // what cannot be recorded must not stay
+		k.holders.drop(login.Accessor)
 		return vault.Session{}, errors.Join(err, client.RevokeSelf(ctx, login.Session))
 	}
 	k.Log.Info("logged in", "grant", g.ID, "pod", g.Pod.Namespace+"/"+g.Pod.Name, "volume", g.Volume.Volume, "role", g.Auth.Role, "ttl", login.TTL)

@@ -68,6 +68,7 @@ func (k *Keeper) forget(g grant.Grant, how string) error {
 	if err := k.Store.Delete(g.ID); err != nil {
 		return fmt.Errorf("forgetting a grant: %w", err)
 	}
+	k.holders.drop(g.Accessor)
 	k.Log.Info("gave a grant back", append(about(g), "outcome", how)...)
 	if rest, err := k.Store.OfVolume(g.Volume); err == nil && len(rest) == 0 {
 		k.volumes.forget(g.Volume)

@@ -74,7 +74,7 @@ var (
 )
 
 func newParser(raw map[string]string, d Defaults) *parser {
-	p := &parser{params: raw, provider: cmp.Or(d.Provider, Vault), strict: d.Strict}
+	p := &parser{params: raw, provider: cmp.Or(d.Provider, Vault), strict: d.Strict, rules: d.Rules}
 	if p.provider == Vault {
 		return p
 	}

@@ -66,6 +66,8 @@ type Defaults struct {
 	Namespace string
 	// AuthMount is kubernetes when empty.
 	AuthMount string
+	// Rules bound what a class may name instead.
+	Rules Rules
 }
 
 // Error says what is wrong with an Input, one sentence per fault, in words fit for an event that anybody may read: tokens,
@@ -153,6 +155,7 @@ type parser struct {
 	written  map[string]string
 	provider Provider
 	strict   bool
+	rules    Rules
 	faults   []Finding
 	warnings []Finding
 }

@@ -225,8 +225,9 @@ func TestParseServer(t *testing.T) {
 		change func(*spec.Server)
 	}{
 		{"nothing set", nil, func(*spec.Server) {}},
-		{"address", map[string]string{"vaultAddress": "HTTPS://Vault.example:8200/"}, func(s *spec.Server) { s.Address = "https://vault.example:8200" }},
-		{"IPv6", map[string]string{"vaultAddress": "http://[::1]:8200"}, func(s *spec.Server) { s.Address = "http://[::1]:8200" }},
+		{"address", map[string]string{"vaultAddress": "HTTPS://Vault.example:8200/"}, func(s *spec.Server) { s.Address, s.Guarded = "https://vault.example:8200", true }},
+		{"the default's address", map[string]string{"vaultAddress": "http://Default:8200/"}, func(*spec.Server) {}},
+		{"IPv6", map[string]string{"vaultAddress": "http://[2001:db8::1]:8200"}, func(s *spec.Server) { s.Address, s.Guarded = "http://[2001:db8::1]:8200", true }},
 		{"CA file", map[string]string{"vaultCACertPath": "/c//ca", "vaultCADirectory": "/c"}, func(s *spec.Server) { s.CACert = "/c/ca" }},
 		{"CA directory", map[string]string{"vaultCADirectory": "/c"}, func(s *spec.Server) { s.CACert, s.CADirectory = "", "/c" }},
 		{"server name", map[string]string{"vaultTLSServerName": "v"}, func(s *spec.Server) { s.ServerName = "v" }},

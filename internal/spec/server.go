@@ -42,7 +42,7 @@ func (p *parser) authMount() string {
 
 func (p *parser) namespace(namespace string) string {
 	if own := p.vaultPath("vaultNamespace"); own != "" {
-		return own
+		return p.allowNamespace(own, namespace)
 	}
 	return namespace
 }
@@ -50,12 +50,14 @@ func (p *parser) namespace(namespace string) string {
 // server overlays s with the class's parameters.
 func (p *parser) server(s Server) Server {
 	if p.params["vaultAddress"] != "" {
-		s.Address = p.address()
+		s = p.allowAddress(s, p.address())
 	} else if s.Address == "" {
 		p.faultf(p.at("vaultAddress"), "%s is missing, and the provider has no default", p.name("vaultAddress"))
 	}
-	// A class that brings its own trust replaces the operator's, never adds to it; of the two forms the file wins.
 	file, dir := p.file("vaultCACertPath"), p.file("vaultCADirectory")
+	cert, key := p.file("vaultTLSClientCertPath"), p.file("vaultTLSClientKeyPath")
+	s.TLSFolder = p.allowFiles(s, file, dir, cert, key)
+	// A class that brings its own trust replaces the operator's, never adds to it; of the two forms the file wins.
 	switch {
 	case file != "":
 		s.CACert, s.CADirectory = file, ""
@@ -65,7 +67,6 @@ func (p *parser) server(s Server) Server {
 	if name := p.text("vaultTLSServerName"); name != "" {
 		s.ServerName = name
 	}
-	cert, key := p.file("vaultTLSClientCertPath"), p.file("vaultTLSClientKeyPath")
 	if (p.params["vaultTLSClientCertPath"] == "") != (p.params["vaultTLSClientKeyPath"] == "") {
 		p.faultf(p.at("vaultTLSClientCertPath"), "%s and %s must be set together", p.name("vaultTLSClientCertPath"), p.name("vaultTLSClientKeyPath"))
 	}

@@ -73,7 +73,7 @@ const (
 
 // Server is a Vault and how to trust it. It is comparable: equal servers share one connection pool.
 type Server struct {
-	// Address is scheme://host[:port] without a trailing slash.
+	// Address is scheme://host[:port] without a trailing slash; an operator's may have a path, or be unix:///path/of/a/socket.
 	Address string
 	// CACert and CADirectory are paths in the provider's own file system; empty for the system's roots.
 	CACert, CADirectory string
@@ -82,6 +82,11 @@ type Server struct {
 	// ClientCert and ClientKey are the provider's own mTLS pair; both or none.
 	ClientCert, ClientKey string
 	SkipVerify            bool
+
+	// Guarded: a tenant named the address, so that what is dialled must not be Reserved.
+	Guarded bool `json:",omitempty"`
+	// TLSFolder is what the TLS files that a tenant named lie in, links followed; empty when they may lie anywhere.
+	TLSFolder string `json:",omitempty"`
 }
 
 // Auth is a login by service account token.

@@ -8,7 +8,6 @@ package vault
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,11 +15,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/vault/api"
@@ -61,19 +62,25 @@ type Pool struct {
 	used    map[string]map[spec.Server]uint64 // when a tenant last used a server
 }
 
-// Client returns the client of a server for a tenant. The error says which file of the TLS setting could not be used.
+// Client returns the client of a server for a tenant. It is another one than before when a TLS file was replaced; requests under
+// way end over the old one's connections. The error says which file of the TLS setting could not be used.
 func (p *Pool) Client(s spec.Server, tenant string) (*Client, error) {
+	c, err := p.current(s)
+	if err != nil {
+		return nil, err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c, ok := p.clients[s]
-	if !ok {
-		var err error
-		if c, err = newClient(s, p.RoundTripper); err != nil {
-			return nil, err
-		}
-		if p.clients == nil {
-			p.clients, p.used = make(map[spec.Server]*Client), make(map[string]map[spec.Server]uint64)
-		}
+	if p.clients == nil {
+		p.clients, p.used = make(map[spec.Server]*Client), make(map[string]map[spec.Server]uint64)
+	}
+	switch before := p.clients[s]; {
+	case before == nil:
+		p.clients[s] = c
+	case before.files == c.files, before.made.After(c.made): // somebody was faster
+		c = before
+	default:
+		before.closeIdle()
 		p.clients[s] = c
 	}
 	if p.used[tenant] == nil {
@@ -88,6 +95,36 @@ func (p *Pool) Client(s spec.Server, tenant string) (*Client, error) {
 		p.drop(p.greediest(tenant))
 	}
 	return c, nil
+}
+
+// current returns a server's client, or a new one when there is none or its TLS files look different now. They are read without
+// the lock: a tenant may name the slowest of file systems. What cannot be used, such as half of a pair in the middle of its rotation,
+// does not take the place of what could: the next look tries again.
+func (p *Pool) current(s spec.Server) (*Client, error) {
+	now := time.Now()
+	p.mu.Lock()
+	c := p.clients[s]
+	due := c == nil || now.Sub(c.looked) >= lookEvery
+	if c != nil && due {
+		c.looked = now
+	}
+	p.mu.Unlock()
+	if !due {
+		return c, nil
+	}
+	files := look(s) // before they are read, so that a change meanwhile is found by the next look
+	if c != nil && c.files == files {
+		return c, nil
+	}
+	changed, err := newClient(s, p.RoundTripper)
+	if err != nil && c != nil {
+		return c, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	changed.files, changed.made, changed.looked = files, now, now
+	return changed, nil
 }
 
 // greediest returns the tenant of the most clients: the one that asks, unless another has more.
@@ -128,13 +165,21 @@ type Client struct {
 	api       *api.Client
 	closeIdle func()
 	cluster   clusterMemo
+
+	files  string    // how the TLS files looked before they were read
+	made   time.Time // when that was
+	looked time.Time // when they were last looked at; guarded by the pool
 }
 
 func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
+	trust, err := tlsConfig(s)
+	if err != nil {
+		return nil, &Error{Kind: Unusable, Op: "using the TLS files", Server: s.Address, Err: err}
+	}
 	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
+		DialContext:           dialer(s).DialContext,
+		TLSClientConfig:       trust,
 		TLSHandshakeTimeout:   handshakeTimeout,
 		ResponseHeaderTimeout: grant.RequestLimit,
 		IdleConnTimeout:       idleTimeout,
@@ -144,17 +189,19 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 
 		MaxResponseHeaderBytes: maxHeader,
 	}
+	address := s.Address
+	if socket, ok := strings.CutPrefix(address, "unix://"); ok {
+		// The client library would do the same, with a dialer that knows no deadline.
+		dialer := &net.Dialer{Timeout: dialTimeout}
+		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", socket)
+		}
+		address = "http://localhost" // which no proxy is asked for
+	}
 	config := &api.Config{
-		Address:          s.Address,
+		Address:          address,
 		HttpClient:       &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		DisableRedirects: true,
-	}
-	err := config.ConfigureTLS(&api.TLSConfig{
-		CACert: s.CACert, CAPath: s.CADirectory, TLSServerName: s.ServerName,
-		ClientCert: s.ClientCert, ClientKey: s.ClientKey, Insecure: s.SkipVerify,
-	})
-	if err != nil {
-		return nil, &Error{Kind: Unusable, Op: "using the TLS files", Server: s.Address, Err: err}
 	}
 	if rt == nil {
 		rt = transport
@@ -169,6 +216,32 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 	client.SetClientTimeout(0) // every call brings its own deadline
 	return &Client{server: s, api: client, closeIdle: transport.CloseIdleConnections}, nil
 }
+
+// dialer connects to a server. One that a tenant named may resolve to whatever its owner likes, so the address that is dialled
+// decides. Behind a proxy that is the proxy's, which is the operator's, as are the rules of what it reaches.
+func dialer(s spec.Server) *net.Dialer {
+	d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
+	if s.Guarded && !proxied(s.Address) {
+		d.Control = func(_, address string, _ syscall.RawConn) error {
+			if at, err := netip.ParseAddrPort(address); err != nil || spec.Reserved(at.Addr()) {
+				return errReserved
+			}
+			return nil
+		}
+	}
+	return d
+}
+
+func proxied(address string) bool {
+	u, err := url.Parse(address)
+	if err != nil {
+		return false
+	}
+	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: u})
+	return err == nil && proxy != nil
+}
+
+var errReserved = errors.New("its host leads to a loopback, link-local or metadata address, and no --allow-vault-addr names that")
 
 // careful cuts every body that is larger than MaxReply, and keeps net/http from sending a request again.
 type careful struct{ next http.RoundTripper }
@@ -273,6 +346,8 @@ func (c *Client) explain(in call, header http.Header, err error, neverSent bool)
 	switch {
 	case errors.Is(err, errTooLarge):
 		out.Kind, out.Err = NotVault, errTooLarge
+	case errors.Is(err, errReserved):
+		out.Kind, out.Err = Unusable, errReserved
 	case errors.As(err, &answered):
 		out.Status = answered.StatusCode
 		if !answered.RawError { // what is not Vault's is not repeated

@@ -51,8 +51,10 @@ const (
 	Empty
 	// NotVault: the reply is too large or not Vault's.
 	NotVault
-	// Unusable: the address or a TLS file of ours cannot be used.
+	// Unusable: the address or a TLS file of ours cannot be used, or a tenant's must not be.
 	Unusable
+	// Shared: a login was answered with a token that somebody holds already. It is theirs: it must not be revoked.
+	Shared
 )
 
 // Error is a failed call. Its text is fit for anybody's eyes.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -196,6 +197,23 @@ func TestLoginIsRefused(t *testing.T) {
 	})
 }
 
+func TestLoginFromACacheIsRefused(t *testing.T) {
+	v, c, _ := world(t)
+	v.CacheLogins(true)
+	jwt := secret.New(v.JWT("default", "my-app"))
+	login, err := c.LogIn(t.Context(), "", auth, jwt)
+	if err != nil {
+		t.Fatalf("what the cache did not have: %v", err)
+	}
+	_, err = c.LogIn(t.Context(), "", auth, jwt)
+	if vault.KindOf(err) != vault.Shared || !strings.Contains(err.Error(), "X-Cache: HIT") || !strings.Contains(err.Error(), "share one token") {
+		t.Errorf("got %v", err)
+	}
+	if strings.Contains(err.Error(), login.Token.Reveal()) {
+		t.Errorf("the error holds the token: %v", err)
+	}
+}
+
 func TestHostileServerDoesNotSpeakThroughUs(t *testing.T) {
 	const jwt = "header.payload.signature"
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -253,6 +271,39 @@ func TestTLS(t *testing.T) {
 	}
 	if err := revoke(spec.Server{Address: strings.Replace(srv.URL, "https", "http", 1)}); err == nil {
 		t.Error("plain HTTP to a TLS port succeeded")
+	}
+}
+
+// A Vault Agent on a socket.
+func TestUnixSocket(t *testing.T) {
+	v := vaulttest.New(t)
+	v.Role("my-app-role", vaulttest.Role{TTL: time.Hour})
+	v.KV2("secret/data/x", map[string]any{"k": "v"})
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	c, err := new(vault.Pool).Client(spec.Server{Address: "unix://" + socket}, "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwt := secret.New(v.JWT("default", "my-app"))
+	if _, err := c.RenewSelf(t.Context(), vault.Session{Token: secret.New("t")}, time.Hour); vault.KindOf(err) != vault.Unreachable || !strings.Contains(err.Error(), socket) {
+		t.Errorf("nobody listens: %v", err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: v}}
+	srv.Start()
+	defer srv.Close()
+	login, err := c.LogIn(t.Context(), "", auth, jwt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(t.Context(), login.Session, spec.Read{Method: http.MethodGet, Path: "secret/data/x"}); err != nil {
+		t.Error(err)
+	}
+	if err := c.RevokeSelf(t.Context(), login.Session); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -128,8 +128,9 @@ patches:
   patch: |
     - {op: replace, path: /spec/template/spec/containers/0/imagePullPolicy, value: Never}
     - {op: add, path: /spec/template/spec/containers/0/args/-, value: --vault-addr=%s}
+    - {op: add, path: /spec/template/spec/containers/0/args/-, value: "--allow-vault-addr=%s"}
     - {op: add, path: /spec/template/spec/containers/0/args/-, value: --log-level=debug}
-`, b.state.Vault.Address)
+`, b.state.Vault.Address, b.openAddresses())
 	dir := b.path("manifests", "provider")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return fmt.Errorf("writing Leasehold's patch: %w", err)
@@ -139,6 +140,9 @@ patches:
 	}
 	return nil
 }
+
+// openAddresses are those of servers that a test's class may name.
+func (b *Bed) openAddresses() string { return "http://" + b.state.Host + ":*" }
 
 // splitDaemonSet separates the one DaemonSet of a set of documents from the rest.
 func splitDaemonSet(documents []byte) (rest []byte, daemonSet *appsv1.DaemonSet, err error) {

@@ -83,6 +83,7 @@ func (b *Bed) startLightProvider(ctx context.Context) error {
 			"--state-dir", b.state.Provider.StateDir,
 			"--kubelet-dir", b.state.KubeletDir,
 			"--vault-addr", b.state.Vault.Address,
+			"--allow-vault-addr", b.openAddresses(),
 			"--health-addr", b.state.Provider.HealthAddress,
 			"--log-level", "debug",
 		}})

@@ -39,7 +39,7 @@ func object(name, path, key string) string {
 	return fmt.Sprintf("- {objectName: %q, secretPath: %q, secretKey: %q}\n", name, path, key)
 }
 
-func badClassTable(role string) []badClass {
+func badClassTable(host, role string) []badClass {
 	objects := func(text string) func(map[string]string) {
 		return func(parameters map[string]string) { parameters["objects"] = text }
 	}
@@ -65,14 +65,15 @@ func badClassTable(role string) []badClass {
 		{"no-such-role", set("roleName", "no-such-role"), "invalid role name"},
 		{"no-permission", set("roleName", "no-access-role"), "permission denied"},
 		{"no-such-path", objects(object("user", "secret/data/no-such-path", "username")), "Vault said 404"},
-		{"unreachable", set("vaultAddress", "http://127.0.0.1:9"), "connection refused"},
+		{"unreachable", set("vaultAddress", "http://"+net.JoinHostPort(host, "9")), "connection refused"},
+		{"metadata", set("vaultAddress", "http://169.254.169.254"), "no --allow-vault-addr opens it"},
 	}
 }
 
 // badClasses starts a pod for every bad class. Each says what is wrong, and nothing stays in Vault.
 func (s *suite) badClasses(t *testing.T) {
 	p := s.newPlace(t, "classes")
-	p.mustAllComplain(badClassTable(p.role), map[string]string{"roleName": "my-app-role", "objects": credentials(p.role)})
+	p.mustAllComplain(badClassTable(s.bed.State().Host, p.role), map[string]string{"roleName": "my-app-role", "objects": credentials(p.role)})
 }
 
 // mustAllComplain starts a pod for every bad class, which is good with its own changes, waits for what it says and deletes it.

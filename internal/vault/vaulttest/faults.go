@@ -24,6 +24,9 @@ type weather struct {
 	drops       []*fault
 	holds       []*Hold
 	quota       quota
+	cachesLogin bool
+	tellsCached bool
+	cached      map[string]reply // :: mount and body of a login → its reply
 }
 
 // Request is one request that arrived, also if it was refused or never answered.
