@@ -309,7 +309,7 @@ func (k *Keeper) later(g grant.Grant, failure error) (grant.Instant, error) {
 	}
 	now := k.Now()
 	pause := min(firstPause<<min(after.Failures-1, 10), longestPause)
-	if left := after.Lapse(now).Sub(now); left < 8*pause {
+	if left := after.Lapse(now).Sub(now); left > 0 && left < 8*pause {
 		pause = max(left/8, firstPause)
 	}
 	pause += time.Duration(after.Jitter() * float64(pause) / 4)

@@ -164,7 +164,7 @@ func (p *pod) publish(first bool) codes.Code {
 	w.mu.Lock()
 	switch {
 	case driverFails: // it throws away what was just in time
-		p.misses += 2
+		p.misses = max(p.misses+1, 2)
 	case err != nil || p.failed:
 		p.misses++
 	default:
