@@ -100,6 +100,7 @@ func TestReserved(t *testing.T) {
 		"169.254.169.254": true, "169.254.0.1": true, "fe80::1": true, "fe80::1%eth0": true, "::ffff:169.254.169.254": true,
 		"0.0.0.0": true, "0.1.2.3": true, "::": true, "224.0.0.1": true, "ff02::1": true, "239.1.1.1": true,
 		"100.100.100.200": true, "168.63.129.16": true, "192.0.0.192": true, "fd00:ec2::254": true, "fd20:ce::254": true,
+		"::ffff:100.100.100.200": true, "::ffff:0.1.2.3": true, "fd00:ec2::254%eth0": true,
 		"10.0.0.1": false, "172.16.0.1": false, "192.168.1.1": false, "8.8.8.8": false, "fd00::1": false, "2001:db8::1": false, "100.64.0.1": false,
 	} {
 		if got := spec.Reserved(netip.MustParseAddr(text)); got != want {
