@@ -1,6 +1,7 @@
 package spec_test
 
 import (
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -169,9 +170,7 @@ func TestWhereTheTLSFilesOfAClassMayLie(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			c := validCall()
 			c.defaults.Server.CACert, c.defaults.Rules.TLSFolders = "/d/ca", test.allow
-			for key, value := range test.params {
-				c.params[key] = value
-			}
+			maps.Copy(c.params, test.params)
 			req, err := c.parse(t)
 			if test.want == "refused" {
 				if got := faults(t, err); len(got) != 1 || !strings.HasPrefix(got[0], "no one --allow-tls-dir holds ") {
