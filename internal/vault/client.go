@@ -192,9 +192,8 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 	address := s.Address
 	if socket, ok := strings.CutPrefix(address, "unix://"); ok {
 		// The client library would do the same, with a dialer that knows no deadline.
-		dialer := &net.Dialer{Timeout: dialTimeout}
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", socket)
+			return dialer(s).DialContext(ctx, "unix", socket)
 		}
 		address = "http://localhost" // which no proxy is asked for
 	}
