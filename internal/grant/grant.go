@@ -103,6 +103,8 @@ type Answer struct {
 	Read spec.Read
 	// Body is Vault's reply, as sent.
 	Body []byte
+	// Raw says that Body is no JSON but what the file holds.
+	Raw bool
 	// Leased says that one of the grant's leases is behind it.
 	Leased bool
 	// RefreshAt is when a republish should read it again; zero for never. Leased answers are replaced by their lease's Term.

@@ -137,12 +137,12 @@ func (k *Keeper) Resume() error {
 		k.Log.Error("records of the store cannot be read; their leases run out by themselves", "records", unreadable)
 	}
 	for _, g := range grants {
-		k.holders.take(g.Accessor, g.ID)
 		if g.State == grant.Pending {
 			if err := k.letGo(g.ID, "the provider stopped during the volume's first mount"); err != nil {
 				return err
 			}
 		}
+		k.holders.take(g.Accessor, g.ID)
 		k.queue.Add(g.ID)
 	}
 	k.Log.Info("took over the store", "grants", len(grants))

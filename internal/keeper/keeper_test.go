@@ -801,3 +801,26 @@ func TestLeavingAnswersWaitingMounts(t *testing.T) {
 		}
 	})
 }
+
+// An authority's chain is no JSON: it is the file as it is, and read again like any plain secret.
+func TestRawAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		const chain, next = "-----BEGIN CERTIFICATE-----\nA\n", "-----BEGIN CERTIFICATE-----\nB\n"
+		n.vault.Raw("pki/ca_chain", 200, "application/pkix-cert", chain)
+		req := n.request("p", append(wantCreds, "ca.pem=pki/ca_chain#")...)
+		if got := string(n.mount(req)[2].Contents); got != chain {
+			t.Errorf("the file holds %q", got)
+		}
+		n.stop()
+		n.start()
+		n.vault.Raw("pki/ca_chain", 200, "application/pkix-cert", next)
+		if got := string(n.mount(req)[2].Contents); got != chain {
+			t.Errorf("at once after a restart the file holds %q", got)
+		}
+		time.Sleep(3 * time.Minute)
+		if got := string(n.mount(req)[2].Contents); got != next {
+			t.Errorf("3 minutes later the file holds %q", got)
+		}
+		n.expect("mounted", 1, 1, 1)
+	})
+}

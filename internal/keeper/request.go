@@ -161,7 +161,7 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 		}
 		return &RefusedError{Path: r.Path, Why: leasedBut + g.Unleasable}
 	}
-	answer := grant.Answer{Read: r, Body: reply.Body, Leased: leased}
+	answer := grant.Answer{Read: r, Body: reply.Body, Raw: reply.Raw, Leased: leased}
 	if reply.RefreshAfter > 0 {
 		answer.RefreshAt = from.Add(reply.RefreshAfter)
 	}

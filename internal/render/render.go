@@ -57,7 +57,7 @@ func (e *Error) Error() string {
 }
 
 // Files renders every object, in order, from the answer of its read. With an empty key the file is the answer itself, as a
-// JSON object of nothing but data: request and lease ids, durations and warnings change at each read. Every error is an
+// JSON object of nothing but data: request and lease ids, durations and warnings change at each read. A raw answer is the file as it is. Every error is an
 // *[Error], about the first object that fails.
 func Files(objects []spec.Object, answers map[spec.Read]grant.Answer) ([]File, error) {
 	files := make([]File, 0, len(objects))
@@ -86,6 +86,12 @@ func render(o spec.Object, answers map[spec.Read]grant.Answer, parsed map[spec.R
 			return nil, errors.New("is not there")
 		}
 		var err error
+		switch {
+		case answer.Raw && o.Key != "":
+			return nil, errRaw
+		case answer.Raw:
+			return answer.Body, nil
+		}
 		if r, err = parse(answer.Body); err != nil {
 			return nil, err
 		}
@@ -96,6 +102,8 @@ func render(o spec.Object, answers map[spec.Read]grant.Answer, parsed map[spec.R
 	}
 	return r.value(o.Key, o.Encoding)
 }
+
+var errRaw = errors.New("is no JSON but a certificate, a revocation list or a key by itself, which has no keys to choose: leave out secretKey")
 
 func tooLarge(files []File) error {
 	slices.SortStableFunc(files, func(a, b File) int { return cmp.Compare(len(b.Contents), len(a.Contents)) })

@@ -131,6 +131,21 @@ func TestFilesWithoutAnswer(t *testing.T) {
 	}
 }
 
+// A certificate by itself is the file, even one that looks like JSON.
+func TestFilesOfRawAnswers(t *testing.T) {
+	for _, body := range []string{"-----BEGIN CERTIFICATE-----\n", "0\x82\x00\xff", `{"data":{}}`} {
+		raw := map[spec.Read]grant.Answer{creds: {Read: creds, Body: []byte(body), Raw: true}}
+		got, err := render.Files(object("", spec.Hex), raw)
+		if want := []render.File{{Path: "file", Mode: 0o640, Contents: []byte(body)}}; err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("got %q, %v", got, err)
+		}
+		_, err = render.Files(object("certificate", spec.UTF8), raw)
+		if err == nil || !strings.HasSuffix(err.Error(), "has no keys to choose: leave out secretKey") || strings.Contains(err.Error(), "BEGIN") {
+			t.Errorf("with a key: %v", err)
+		}
+	}
+}
+
 // What Vault makes anew for each read of an unchanged secret must not change the file.
 func TestFilesAreStable(t *testing.T) {
 	again := strings.NewReplacer("r1", "r2", "my-app/x", "my-app/y", "3600", "3599", `["w"]`, "null").Replace(credentials)

@@ -249,6 +249,18 @@ func TestParseServer(t *testing.T) {
 	}
 }
 
+// In the existing provider a class could only switch the checks off.
+func TestClassSwitchesTLSVerificationOnAgain(t *testing.T) {
+	for text, skip := range map[string]bool{"": true, "false": false, "False": false, "0": false, "true": true} {
+		c := validCall()
+		c.defaults.Server.SkipVerify = true
+		param("vaultSkipTLSVerify", text)(c)
+		if got := c.mustParse(t).Spec.Server.SkipVerify; got != skip {
+			t.Errorf("%q after --vault-tls-skip-verify: skip is %t", text, got)
+		}
+	}
+}
+
 func TestParseAuth(t *testing.T) {
 	c := validCall()
 	c.defaults.AuthMount, c.defaults.Namespace = "", "operators"

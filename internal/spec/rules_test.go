@@ -1,6 +1,7 @@
 package spec_test
 
 import (
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -100,6 +101,7 @@ func TestReserved(t *testing.T) {
 		"169.254.169.254": true, "169.254.0.1": true, "fe80::1": true, "fe80::1%eth0": true, "::ffff:169.254.169.254": true,
 		"0.0.0.0": true, "0.1.2.3": true, "::": true, "224.0.0.1": true, "ff02::1": true, "239.1.1.1": true,
 		"100.100.100.200": true, "168.63.129.16": true, "192.0.0.192": true, "fd00:ec2::254": true, "fd20:ce::254": true,
+		"::ffff:100.100.100.200": true, "::ffff:0.1.2.3": true, "fd00:ec2::254%eth0": true,
 		"10.0.0.1": false, "172.16.0.1": false, "192.168.1.1": false, "8.8.8.8": false, "fd00::1": false, "2001:db8::1": false, "100.64.0.1": false,
 	} {
 		if got := spec.Reserved(netip.MustParseAddr(text)); got != want {
@@ -168,9 +170,7 @@ func TestWhereTheTLSFilesOfAClassMayLie(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			c := validCall()
 			c.defaults.Server.CACert, c.defaults.Rules.TLSFolders = "/d/ca", test.allow
-			for key, value := range test.params {
-				c.params[key] = value
-			}
+			maps.Copy(c.params, test.params)
 			req, err := c.parse(t)
 			if test.want == "refused" {
 				if got := faults(t, err); len(got) != 1 || !strings.HasPrefix(got[0], "no one --allow-tls-dir holds ") {

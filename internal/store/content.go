@@ -160,12 +160,13 @@ func answerKey(id string, r spec.Read) []byte {
 // answerHeader is everything of an answer but its body, which follows as it is: no base64, no second parse.
 type answerHeader struct {
 	Read      spec.Read     `json:"read"`
+	Raw       bool          `json:"raw,omitempty"`
 	Leased    bool          `json:"leased,omitempty"`
 	RefreshAt grant.Instant `json:"refreshAt,omitempty"`
 }
 
 func encodeAnswer(a grant.Answer) ([]byte, error) {
-	header, err := json.Marshal(answerHeader{Read: a.Read, Leased: a.Leased, RefreshAt: a.RefreshAt})
+	header, err := json.Marshal(answerHeader{Read: a.Read, Raw: a.Raw, Leased: a.Leased, RefreshAt: a.RefreshAt})
 	if err != nil {
 		return nil, fmt.Errorf("encoding an answer: %w", err)
 	}
@@ -188,5 +189,5 @@ func decodeAnswer(value []byte) (a grant.Answer, err error) {
 	if err := json.Unmarshal(value[4:4+n], &h); err != nil {
 		return a, errDamaged
 	}
-	return grant.Answer{Read: h.Read, Leased: h.Leased, RefreshAt: h.RefreshAt, Body: bytes.Clone(value[4+n:])}, nil
+	return grant.Answer{Read: h.Read, Raw: h.Raw, Leased: h.Leased, RefreshAt: h.RefreshAt, Body: bytes.Clone(value[4+n:])}, nil
 }

@@ -340,10 +340,13 @@ func TestAnswers(t *testing.T) {
 	version := answer("a", "another version")
 	version.Read.Query = "version=2"
 	put("g", version)
+	raw := answer("raw", "-----BEGIN CERTIFICATE-----")
+	raw.Raw = true
+	put("g", raw)
 
 	held, err := s.Answers("g")
 	must(t, err)
-	if len(held) != 3 || string(held[spec.Read{Method: "GET", Path: "a"}].Body) != "y" || string(held[version.Read].Body) != "another version" {
+	if len(held) != 4 || !held[raw.Read].Raw || held[version.Read].Raw || string(held[spec.Read{Method: "GET", Path: "a"}].Body) != "y" || string(held[version.Read].Body) != "another version" {
 		t.Errorf("answers %v", held)
 	}
 	size := s.Bytes()

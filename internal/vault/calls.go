@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"mime"
 	"net/http"
 	"sync"
 	"time"
@@ -39,8 +40,10 @@ type Life struct {
 
 // Reply is the reply to a read.
 type Reply struct {
-	// Body is the JSON as sent.
+	// Body is the JSON as sent, or whatever was sent if Raw.
 	Body []byte
+	// Raw: the reply is no JSON but a certificate, a revocation list or a public key by itself.
+	Raw bool
 	// LeaseID is zero when nothing is leased.
 	LeaseID   secret.Value
 	TTL       time.Duration
@@ -84,25 +87,25 @@ func (c *Client) LogIn(ctx context.Context, namespace string, auth spec.Auth, jw
 		return Login{}, fmt.Errorf("encoding the login: %w", err)
 	}
 	const op = OpLogin
-	reply, header, err := c.retry(ctx, call{
+	out, err := c.retry(ctx, call{
 		op: op, method: http.MethodPut, path: "auth/" + auth.Mount + "/login", namespace: namespace, body: body, hide: []secret.Value{jwt},
 	})
 	if err != nil {
 		return Login{}, err
 	}
 	var e envelope
-	if err := c.decode(op, reply, &e); err != nil {
+	if err := c.decode(op, out.body, &e); err != nil {
 		return Login{}, err
 	}
 	if e.Auth == nil || e.Auth.ClientToken == "" {
 		return Login{}, &Error{Kind: NotVault, Op: op, Server: c.server.Address, Err: errors.New("the reply to the login holds no token")}
 	}
-	if header.Get("X-Cache") == "HIT" { // measured on the agent of Vault 1.21.2, for a login with the same JWT
+	if out.header.Get("X-Cache") == "HIT" { // measured on the agent of Vault 1.21.2, for a login with the same JWT
 		return Login{}, &Error{Kind: Shared, Op: op, Server: c.server.Address,
 			Err: errors.New("the reply is from the cache of a Vault Agent (X-Cache: HIT), and two volumes would share one token: name Vault's own address, or an agent that does not cache")}
 	}
 	return Login{
-		Session:    Session{Namespace: namespace, Token: secret.New(e.Auth.ClientToken), Index: header.Get("X-Vault-Index")},
+		Session:    Session{Namespace: namespace, Token: secret.New(e.Auth.ClientToken), Index: out.header.Get("X-Vault-Index")},
 		Accessor:   secret.New(e.Auth.Accessor),
 		TTL:        seconds(e.Auth.LeaseDuration),
 		Renewable:  e.Auth.Renewable,
@@ -135,15 +138,18 @@ func (c *Client) Read(ctx context.Context, s Session, r spec.Read) (Reply, error
 	if r.Args != "" {
 		in.body = []byte(r.Args)
 	}
-	body, _, err := c.retry(ctx, in)
+	out, err := c.retry(ctx, in)
 	if err != nil {
 		return Reply{}, err
 	}
 	var e envelope
-	if err := c.decode(op, body, &e); err != nil {
+	if err := c.decode(op, out.body, &e); err != nil {
+		if KindOf(err) == NotVault && raw(out) {
+			return Reply{Body: out.body, Raw: true, RefreshAfter: refreshAfter(r.Method, nil)}, nil
+		}
 		return Reply{}, err
 	}
-	reply := Reply{Body: body, LeaseID: secret.New(e.LeaseID), TTL: seconds(e.LeaseDuration), Renewable: e.Renewable}
+	reply := Reply{Body: out.body, LeaseID: secret.New(e.LeaseID), TTL: seconds(e.LeaseDuration), Renewable: e.Renewable}
 	if e.Auth != nil {
 		reply.Token = secret.New(e.Auth.ClientToken)
 	}
@@ -151,6 +157,20 @@ func (c *Client) Read(ctx context.Context, s Session, r spec.Read) (Reply, error
 		reply.RefreshAfter = refreshAfter(r.Method, e.Data)
 	}
 	return reply, nil
+}
+
+// raw reports whether Vault means a reply that is no JSON: the types of certificates and revocation lists of a PKI engine, in PEM and
+// DER, and of an SSH engine's public key (Vault 1.21.2).
+func raw(a answer) bool {
+	kind, _, err := mime.ParseMediaType(a.header.Get("Content-Type"))
+	if err != nil || a.status != http.StatusOK {
+		return false
+	}
+	switch kind {
+	case "application/pkix-cert", "application/pkix-crl", "application/pem-certificate-chain", "application/x-pem-file", "text/plain":
+		return true
+	}
+	return false
 }
 
 // RenewSelf lengthens, or with a small increment shortens, the token's life. An increment of zero asks for the role's TTL.
@@ -179,7 +199,7 @@ func (c *Client) RenewLease(ctx context.Context, s Session, id secret.Value, inc
 // RevokeSelf revokes the token, and with it every lease under it. Vault takes over the leases: they go moments later, and it
 // tries again by itself when their back end is down.
 func (c *Client) RevokeSelf(ctx context.Context, s Session) error {
-	_, _, err := c.do(ctx, call{op: "revoking the token", method: http.MethodPut, path: "auth/token/revoke-self", namespace: s.Namespace, token: s.Token})
+	_, err := c.do(ctx, call{op: "revoking the token", method: http.MethodPut, path: "auth/token/revoke-self", namespace: s.Namespace, token: s.Token})
 	return err
 }
 
@@ -188,11 +208,11 @@ func (c *Client) put(ctx context.Context, s Session, op, path string, args map[s
 	if err != nil {
 		return fmt.Errorf("%s: encoding the request: %w", op, err)
 	}
-	reply, _, err := c.do(ctx, call{op: op, method: http.MethodPut, path: path, namespace: s.Namespace, token: s.Token, body: body, hide: hide})
+	out, err := c.do(ctx, call{op: op, method: http.MethodPut, path: path, namespace: s.Namespace, token: s.Token, body: body, hide: hide})
 	if err != nil {
 		return err
 	}
-	return c.decode(op, reply, into)
+	return c.decode(op, out.body, into)
 }
 
 // clusterMemo remembers the cluster id for a while, so that a storm of Mounts asks once.
@@ -226,8 +246,8 @@ func (c *Client) Cluster(ctx context.Context) string {
 	op := "asking for the cluster"
 	ctx, cancel := context.WithTimeout(ctx, clusterPatience)
 	defer cancel()
-	body, _, err := c.do(ctx, call{op: op, method: http.MethodGet, path: "sys/health", query: "standbyok=true&perfstandbyok=true"})
-	if err != nil || c.decode(op, body, &health) != nil {
+	out, err := c.do(ctx, call{op: op, method: http.MethodGet, path: "sys/health", query: "standbyok=true&perfstandbyok=true"})
+	if err != nil || c.decode(op, out.body, &health) != nil {
 		return ""
 	}
 	c.cluster.mu.Lock()

@@ -192,9 +192,8 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 	address := s.Address
 	if socket, ok := strings.CutPrefix(address, "unix://"); ok {
 		// The client library would do the same, with a dialer that knows no deadline.
-		dialer := &net.Dialer{Timeout: dialTimeout}
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", socket)
+			return dialer(s).DialContext(ctx, "unix", socket)
 		}
 		address = "http://localhost" // which no proxy is asked for
 	}
@@ -289,8 +288,15 @@ type call struct {
 	hide      []secret.Value // never to be repeated in an error besides the token
 }
 
-// do sends one request once and returns the body of a good reply with its headers.
-func (c *Client) do(ctx context.Context, in call) (body []byte, header http.Header, err error) {
+// answer is a good reply, or what came of another one.
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// do sends one request once and returns a good reply.
+func (c *Client) do(ctx context.Context, in call) (out answer, err error) {
 	client := c.api
 	if in.namespace != "" {
 		client = client.WithNamespace(in.namespace)
@@ -306,7 +312,7 @@ func (c *Client) do(ctx context.Context, in call) (body []byte, header http.Head
 	}
 	if in.query != "" {
 		if req.Params, err = url.ParseQuery(in.query); err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", in.op, err)
+			return out, fmt.Errorf("%s: %w", in.op, err)
 		}
 	}
 	req.BodyBytes = in.body
@@ -323,20 +329,20 @@ func (c *Client) do(ctx context.Context, in call) (body []byte, header http.Head
 	if resp != nil {
 		effect.After(effect.Before("reply received"))
 		defer func() { _ = resp.Body.Close() }()
-		header = resp.Header
+		out.status, out.header = resp.StatusCode, resp.Header
 	}
 	if err == nil {
-		body, err = io.ReadAll(resp.Body)
+		out.body, err = io.ReadAll(resp.Body)
 	}
 	if err != nil {
 		neverSent := dialing.Load() && !connected.Load()
-		return nil, header, c.explain(in, header, err, neverSent)
+		return out, c.explain(in, out.header, err, neverSent)
 	}
-	if resp.StatusCode >= 300 {
-		return nil, header, &Error{Kind: NotExecuted, Op: in.op, Server: c.server.Address, Status: resp.StatusCode,
+	if out.status >= 300 {
+		return out, &Error{Kind: NotExecuted, Op: in.op, Server: c.server.Address, Status: out.status,
 			Messages: []string{"this node forwards to another one: use the address of the active node or of a load balancer"}}
 	}
-	return body, header, nil
+	return out, nil
 }
 
 // explain turns what the client library returned into an Error without anything that is secret.
@@ -402,21 +408,21 @@ func presentable(texts []string, hide []secret.Value) []string {
 const notExecutedPatience = 10 * time.Second
 
 // retry sends a request again for as long as it was proven not executed, up to notExecutedPatience.
-func (c *Client) retry(ctx context.Context, in call) (body []byte, header http.Header, err error) {
+func (c *Client) retry(ctx context.Context, in call) (out answer, err error) {
 	patience, cancel := context.WithTimeout(ctx, notExecutedPatience)
 	defer cancel()
 	for pause := 200 * time.Millisecond; ; pause = min(2*pause, 3*time.Second) {
-		body, header, err = c.do(ctx, in)
+		out, err = c.do(ctx, in)
 		var e *Error
 		if err == nil || !errors.As(err, &e) || !e.Repeatable() {
-			return body, header, err
+			return out, err
 		}
 		timer := time.NewTimer(max(pause, e.RetryAfter))
 		select {
 		case <-timer.C:
 		case <-patience.Done():
 			timer.Stop()
-			return nil, header, err
+			return out, err
 		}
 	}
 }

@@ -235,14 +235,12 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	reached := false
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true }))
 	defer other.Close()
-	srv := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
-	defer srv.Close()
-	c, err := new(vault.Pool).Client(spec.Server{Address: srv.URL}, "shop")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.RevokeSelf(t.Context(), vault.Session{Token: secret.New("t")}); vault.KindOf(err) != vault.NotExecuted {
-		t.Errorf("got %v", err)
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		srv := httptest.NewServer(http.RedirectHandler(other.URL, status))
+		if err := revoke(t, spec.Server{Address: srv.URL}); vault.KindOf(err) != vault.NotExecuted {
+			t.Errorf("%d: %v", status, err)
+		}
+		srv.Close()
 	}
 	if reached {
 		t.Error("the token was carried to another host")
@@ -402,6 +400,58 @@ func TestWhenToReadAgain(t *testing.T) {
 				t.Errorf("read again after %s, want %s to %s", got, tt.least, tt.most)
 			}
 		})
+	}
+}
+
+// What Vault 1.21.2 sends that is no JSON, by its path.
+func TestRawReplies(t *testing.T) {
+	const certificate = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+	for name, tt := range map[string]struct {
+		status            int
+		contentType, body string
+		want              vault.Kind // of an error; Unknown for a raw reply
+	}{
+		"pki/ca_chain":           {200, "application/pkix-cert", certificate, 0},
+		"pki/ca/pem":             {200, "application/pem-certificate-chain", certificate, 0},
+		"pki/ca":                 {200, "application/pkix-cert", "0\x82\x03\x17\x00\xff", 0},
+		"pki/crl":                {200, "application/pkix-crl", "0\x81\x85\x00\xff", 0},
+		"pki/crl/pem":            {200, "application/x-pem-file", "-----BEGIN X509 CRL-----\n", 0},
+		"ssh/public_key":         {200, "text/plain", "ssh-rsa AAAA\n", 0},
+		"with a charset":         {200, "text/plain; charset=utf-8", "ssh-rsa AAAA\n", 0},
+		"a page":                 {200, "text/html", "<html>canary", vault.NotVault},
+		"of no type":             {200, "", "canary", vault.NotVault},
+		"of an unreadable type":  {200, ";", "canary", vault.NotVault},
+		"JSON that is none":      {200, "application/json", "canary", vault.NotVault},
+		"another status":         {206, "application/pkix-cert", certificate, vault.NotVault},
+		"pki/ca without a CA":    {204, "application/pkix-cert", "", vault.Empty},
+		"nothing at all":         {200, "application/pkix-cert", "", vault.Empty},
+		"an error of that type":  {400, "application/pkix-cert", "canary", vault.Invalid},
+		"larger than any answer": {200, "application/pkix-cert", strings.Repeat("x", vault.MaxReply+1), vault.NotVault},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, c, login := world(t)
+			v.Raw("pki/x", tt.status, tt.contentType, tt.body)
+			reply, err := c.Read(t.Context(), login.Session, spec.Read{Method: http.MethodGet, Path: "pki/x"})
+			if tt.want != vault.Unknown {
+				if vault.KindOf(err) != tt.want || strings.Contains(err.Error(), "canary") {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if err != nil || !reply.Raw || string(reply.Body) != tt.body || !reply.LeaseID.IsZero() || reply.RefreshAfter != 2*time.Minute {
+				t.Errorf("got %+v, %v", reply, err)
+			}
+		})
+	}
+}
+
+// Vault's JSON is that whatever something on the way calls it.
+func TestJSONIsNotRaw(t *testing.T) {
+	v, c, login := world(t)
+	v.Raw("odd/x", 200, "text/plain", `{"lease_id":"odd/x/1","lease_duration":60,"data":{"k":"v"}}`)
+	reply, err := c.Read(t.Context(), login.Session, spec.Read{Method: http.MethodGet, Path: "odd/x"})
+	if err != nil || reply.Raw || reply.LeaseID.IsZero() {
+		t.Errorf("got %+v, %v", reply, err)
 	}
 }
 
