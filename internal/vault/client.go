@@ -257,29 +257,26 @@ func (c *Client) do(ctx context.Context, in call) (body []byte, header http.Head
 	}
 	if err != nil {
 		neverSent := dialing.Load() && !connected.Load()
-		return nil, header, c.explain(in, header, err, neverSent)
+		return nil, header, c.explain(in, resp, err, neverSent)
 	}
 	if resp.StatusCode >= 300 {
-		return nil, header, &Error{Kind: NotExecuted, Op: in.op, Server: c.server.Address, Status: resp.StatusCode,
-			Messages: []string{"this node forwards to another one: use the address of the active node or of a load balancer"}}
+		return nil, header, &Error{Kind: NotExecuted, Op: in.op, Server: c.server.Address, Method: in.method, Path: in.path, Status: resp.StatusCode,
+			Messages: []string{saidForwards}}
 	}
 	return body, header, nil
 }
 
 // explain turns what the client library returned into an Error without anything that is secret.
-func (c *Client) explain(in call, header http.Header, err error, neverSent bool) error {
-	out := &Error{Op: in.op, Server: c.server.Address}
+func (c *Client) explain(in call, resp *api.Response, err error, neverSent bool) error {
+	out := &Error{Op: in.op, Server: c.server.Address, Method: in.method, Path: in.path}
 	var answered *api.ResponseError
 	switch {
 	case errors.Is(err, errTooLarge):
 		out.Kind, out.Err = NotVault, errTooLarge
 	case errors.As(err, &answered):
 		out.Status = answered.StatusCode
-		if !answered.RawError { // what is not Vault's is not repeated
-			out.Messages = presentable(answered.Errors, append(in.hide, in.token))
-		}
-		out.Kind = classify(out.Status, out.Messages)
-		out.RetryAfter = retryAfter(header.Get("Retry-After"))
+		out.quote(answered, resp, append(in.hide, in.token))
+		out.RetryAfter = retryAfter(resp.Header.Get("Retry-After"))
 	default:
 		if broken, ok := errors.AsType[*url.Error](err); ok { // its text repeats the URL
 			err = broken.Err
@@ -288,6 +285,24 @@ func (c *Client) explain(in call, header http.Header, err error, neverSent bool)
 		out.Kind = classifyTransport(err, neverSent)
 	}
 	return out
+}
+
+// quote puts in what a reply with an error's status says, and what that means.
+func (e *Error) quote(answered *api.ResponseError, resp *api.Response, hide []secret.Value) {
+	switch {
+	case answered.RawError && strings.Contains(strings.Join(answered.Errors, ""), plainHTTP):
+		e.Kind, e.Messages = Unusable, []string{plainHTTP}
+		return
+	case answered.RawError: // what is not Vault's is not repeated
+		e.Foreign = true
+	case len(answered.Errors) == 0:
+		body, _ := io.ReadAll(resp.Body) // the client library has read it, and left a copy
+		told, ours := aside(body)
+		e.Messages, e.Foreign = presentable(told, hide), !ours
+	default:
+		e.Messages = presentable(answered.Errors, hide)
+	}
+	e.Kind = classify(e.Status, e.Messages)
 }
 
 // retryAfter reads the header of that name: seconds, as Vault sends them, or a time, as a proxy before it may.
@@ -313,10 +328,7 @@ func presentable(texts []string, hide []secret.Value) []string {
 			}
 		}
 		t = strings.Join(strings.FieldsFunc(t, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\u2028' || r == '\u2029' }), " ")
-		if len(t) > maxLength {
-			t = strings.ToValidUTF8(t[:maxLength], "") + "..."
-		}
-		if out = append(out, t); len(out) == maxTexts {
+		if out = append(out, shorten(t, maxLength)); len(out) == maxTexts {
 			break
 		}
 	}
