@@ -226,6 +226,7 @@ func wayTable() []explained {
 		{"refused", wire(dial(os.NewSyscallError("connect", syscall.ECONNREFUSED))), failing, []string{"connection refused; check the address, the port", `service account shop/app-sa)`}},
 		{"timeout", wire(dial(os.ErrDeadlineExceeded)), failing, []string{"NetworkPolicy"}},
 		{"unreachable", wire(dial(errors.New("something else"))), failing, []string{"check the address, the network between this node and Vault, and that Vault runs"}},
+		{"cut off", wire(&net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ECONNRESET)}), failing, []string{"connection reset by peer; check whether vaultAddress should begin with https://"}},
 		{"no answer", wire(context.DeadlineExceeded), failing, []string{"no answer in time; check whether Vault is overloaded"}},
 		{"unusable CA file", param("vaultCACertPath", "/nonexistent/ca.crt"), failing, []string{"check vaultAddress and the TLS files"}},
 	}

@@ -121,7 +121,7 @@ func TestVaultsFaults(t *testing.T) {
 		{"login not found", fail(loginRequest, vaulttest.Fault{Status: 404}), codes.NotFound, "check the name of the auth mount"},
 		{"login without content", fail(loginRequest, vaulttest.Fault{Status: 200, Body: " "}), codes.FailedPrecondition, "without content"},
 		{"login without a token", fail(loginRequest, vaulttest.Fault{Status: 200, Body: "{}"}), codes.FailedPrecondition, "that the auth mount is one for Kubernetes"},
-		{"login cut off", fail(loginRequest, vaulttest.Fault{}), codes.FailedPrecondition, "check whether Vault is overloaded"},
+		{"login cut off", fail(loginRequest, vaulttest.Fault{}), codes.FailedPrecondition, "what cut the connection"},
 
 		{"no permission", path("elsewhere/x"), codes.PermissionDenied, `add to a policy of role "my-app-role": path "elsewhere/x" { capabilities = ["read"] }`},
 		{"token gone", fail(readRequest, vaulttest.Fault{Status: 403, Body: `{"errors":["permission denied","invalid token"]}`}), codes.PermissionDenied, "the next try makes a new one"},

@@ -149,6 +149,8 @@ var causes = []cause{
 		next: `check the address, the network between this node and Vault (NetworkPolicy, firewall, routes), and that Vault runs; it is tried again`},
 	{op: way, kind: Unreachable,
 		next: `check the address, the network between this node and Vault, and that Vault runs; it is tried again`},
+	{op: way, kind: InDoubt, says: []string{"connection reset", "EOF", "broken pipe"}, // a TLS listener may also cut off whom it cannot understand
+		next: `check whether vaultAddress should begin with https://, and what cut the connection (a proxy, or a restart of Vault); it is tried again`},
 	{op: way, kind: InDoubt,
 		next: `check whether Vault is overloaded or its back end slow; it is tried again`},
 
