@@ -284,13 +284,13 @@ func TestExplained(t *testing.T) {
 // TestExplanationIsBounded: whatever tenants and Vault write, the next step fits into an event.
 func TestExplanationIsBounded(t *testing.T) {
 	bubble(t, 0, func(n *node) {
-		long := strings.Repeat("long/", 500)
+		long, words := strings.Repeat("long/", 500), strings.Repeat("denied ", 1000)
 		c := n.validCall()
 		c.params["roleName"] = strings.Repeat("r", 3000)
 		c.params["vaultNamespace"], c.params["vaultAuthMountPath"] = long+"ns", long+"mount"
-		n.vault.FailNext("PUT auth/"+long+"mount/login", 1000, vaulttest.Fault{Status: 403, Body: vaultSays(strings.Repeat("denied ", 1000), "permission denied")})
+		n.vault.FailNext("PUT auth/"+long+"mount/login", 1000, vaulttest.Fault{Status: 403, Body: vaultSays(words, words, words)})
 		got := n.refused(c, codes.PermissionDenied)
-		if len(got) > 1000 || !strings.Contains(got, "Vault does not say why") {
+		if len(got) > 1000 || !strings.Contains(got, "Vault does not say why") || !strings.Contains(got, "may create tokenreviews") {
 			t.Errorf("%d bytes: %s", len(got), got)
 		}
 	})

@@ -199,8 +199,8 @@ func TestFailedRefreshKeepsTheContent(t *testing.T) {
 		if after, _ := n.mount(c); after["x"] != before["x"] {
 			t.Errorf("now %q", after)
 		}
-		if !strings.Contains(n.told.String(), "RefreshFailed") {
-			t.Error("no event tells of the failed refresh")
+		if told := n.told.String(); !strings.Contains(told, "RefreshFailed") || !strings.Contains(told, "check the address, the port in it") {
+			t.Error("no event tells of the failed refresh, with the next step")
 		}
 	})
 }
