@@ -15,5 +15,5 @@
 // # Whose eyes
 //
 // The text of an error becomes an event on the pod. It says what was tried (server, auth mount, role, service account, path),
-// what Vault said, and what to check; it never holds a token, a lease id or a secret's value.
+// what Vault said, and the next step; it never holds a token, a lease id or a secret's value. Package vault knows the sentences.
 package provider

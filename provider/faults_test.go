@@ -121,29 +121,29 @@ func TestVaultsFaults(t *testing.T) {
 		{"login not found", fail(loginRequest, vaulttest.Fault{Status: 404}), codes.NotFound, "check the name of the auth mount"},
 		{"login without content", fail(loginRequest, vaulttest.Fault{Status: 200, Body: " "}), codes.FailedPrecondition, "without content"},
 		{"login without a token", fail(loginRequest, vaulttest.Fault{Status: 200, Body: "{}"}), codes.FailedPrecondition, "that the auth mount is one for Kubernetes"},
-		{"login cut off", fail(loginRequest, vaulttest.Fault{}), codes.FailedPrecondition, "check whether Vault is overloaded"},
+		{"login cut off", fail(loginRequest, vaulttest.Fault{}), codes.FailedPrecondition, "what cut the connection"},
 
-		{"no permission", path("elsewhere/x"), codes.PermissionDenied, "check that a policy of the role allows this path"},
+		{"no permission", path("elsewhere/x"), codes.PermissionDenied, `add to a policy of role "my-app-role": path "elsewhere/x" { capabilities = ["read"] }`},
 		{"token gone", fail(readRequest, vaulttest.Fault{Status: 403, Body: `{"errors":["permission denied","invalid token"]}`}), codes.PermissionDenied, "the next try makes a new one"},
 		{"unknown path", path("secret/data/none"), codes.NotFound, "check the path"},
 		{"unknown database role", path("database/creds/none"), codes.InvalidArgument, "unknown role: none"},
 		{"204", raw(204, "", ""), codes.FailedPrecondition, "without content"},
 		{"empty", raw(200, "application/json", ""), codes.FailedPrecondition, "without content"},
 		{"not JSON", raw(200, "text/html", "<html>canary of a plain secret</html>"), codes.FailedPrecondition, "not Vault's JSON"},
-		{"back end down", func(n *node, _ *call) { n.vault.BackendDown(true) }, codes.FailedPrecondition, "check Vault's log"},
+		{"back end down", func(n *node, _ *call) { n.vault.BackendDown(true) }, codes.FailedPrecondition, `Vault reaches the back end of "database/creds/my-app"`},
 		{"not an error of Vault's", fail(readRequest, vaulttest.Fault{Status: 502, Body: "<html>canary of a plain secret</html>"}), codes.FailedPrecondition, "502 Bad Gateway"},
 		{"lease gone", fail(readRequest, vaulttest.Fault{Status: 400, Body: `{"errors":["lease not found"]}`}), codes.FailedPrecondition, "lease not found"},
 		{"cannot be renewed", fail(readRequest, vaulttest.Fault{Status: 400, Body: `{"errors":["lease is not renewable"]}`}), codes.FailedPrecondition, "not renewable"},
 		{"failed to renew", fail(readRequest, vaulttest.Fault{Status: 400, Body: `{"errors":["failed to renew entry: x"]}`}), codes.FailedPrecondition, "failed to renew"},
 
-		{"unreachable", func(n *node, _ *call) { n.vault.Down(true) }, codes.FailedPrecondition, "check the address, the network"},
-		{"sealed", func(n *node, _ *call) { n.vault.Sealed(true) }, codes.FailedPrecondition, "check whether Vault is unsealed"},
-		{"no leader", func(n *node, _ *call) { n.vault.Standby(true) }, codes.FailedPrecondition, "has a leader"},
+		{"unreachable", func(n *node, _ *call) { n.vault.Down(true) }, codes.FailedPrecondition, "check the address, the port in it"},
+		{"sealed", func(n *node, _ *call) { n.vault.Sealed(true) }, codes.FailedPrecondition, "unseal Vault"},
+		{"no leader", func(n *node, _ *call) { n.vault.Standby(true) }, codes.FailedPrecondition, "why Vault has no leader"},
 		{"forwards elsewhere", fail("", vaulttest.Fault{Status: 307, Header: http.Header{"Location": {"http://other:8200"}}}), codes.FailedPrecondition, "use the address of the active node"},
-		{"rate limited", fail("", vaulttest.Fault{Status: 429}), codes.FailedPrecondition, "limiting requests"},
+		{"rate limited", fail("", vaulttest.Fault{Status: 429}), codes.FailedPrecondition, "raise Vault's lease count quota"},
 		{"not trusted", func(n *node, _ *call) {
 			n.wire = func(*http.Request) (*http.Response, error) { return nil, x509.UnknownAuthorityError{} }
-		}, codes.FailedPrecondition, "check vaultCACertPath"},
+		}, codes.FailedPrecondition, "set vaultCACertPath"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -199,8 +199,8 @@ func TestFailedRefreshKeepsTheContent(t *testing.T) {
 		if after, _ := n.mount(c); after["x"] != before["x"] {
 			t.Errorf("now %q", after)
 		}
-		if !strings.Contains(n.told.String(), "RefreshFailed") {
-			t.Error("no event tells of the failed refresh")
+		if told := n.told.String(); !strings.Contains(told, "RefreshFailed") || !strings.Contains(told, "check the address, the port in it") {
+			t.Error("no event tells of the failed refresh, with the next step")
 		}
 	})
 }

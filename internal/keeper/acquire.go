@@ -11,6 +11,7 @@ import (
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/render"
 	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/vault"
 )
 
 // Errors of Acquire that are neither Vault's nor the request's fault.
@@ -31,7 +32,7 @@ func (k *Keeper) tell(req *spec.Request, failure error) {
 	grants, err := k.Store.OfVolume(req.Volume)
 	shows := slices.ContainsFunc(grants, func(g grant.Grant) bool { return g.State == grant.Active })
 	if err == nil && shows {
-		k.Event(req.Pod, "Warning", "RefreshFailed", fmt.Sprintf("volume %q keeps its content: %v", req.Volume.Volume, failure))
+		k.Event(req.Pod, "Warning", "RefreshFailed", fmt.Sprintf("volume %q keeps its content: %s", req.Volume.Volume, vault.Explain(failure, req)))
 	}
 }
 

@@ -336,18 +336,18 @@ func (c *Client) do(ctx context.Context, in call) (out answer, err error) {
 	}
 	if err != nil {
 		neverSent := dialing.Load() && !connected.Load()
-		return out, c.explain(in, out.header, err, neverSent)
+		return out, c.explain(in, resp, err, neverSent)
 	}
 	if out.status >= 300 {
-		return out, &Error{Kind: NotExecuted, Op: in.op, Server: c.server.Address, Status: out.status,
-			Messages: []string{"this node forwards to another one: use the address of the active node or of a load balancer"}}
+		return out, &Error{Kind: NotExecuted, Op: in.op, Server: c.server.Address, Method: in.method, Path: in.path, Status: out.status,
+			Messages: []string{saidForwards}}
 	}
 	return out, nil
 }
 
 // explain turns what the client library returned into an Error without anything that is secret.
-func (c *Client) explain(in call, header http.Header, err error, neverSent bool) error {
-	out := &Error{Op: in.op, Server: c.server.Address}
+func (c *Client) explain(in call, resp *api.Response, err error, neverSent bool) error {
+	out := &Error{Op: in.op, Server: c.server.Address, Method: in.method, Path: in.path}
 	var answered *api.ResponseError
 	switch {
 	case errors.Is(err, errTooLarge):
@@ -356,11 +356,8 @@ func (c *Client) explain(in call, header http.Header, err error, neverSent bool)
 		out.Kind, out.Err = Unusable, errReserved
 	case errors.As(err, &answered):
 		out.Status = answered.StatusCode
-		if !answered.RawError { // what is not Vault's is not repeated
-			out.Messages = presentable(answered.Errors, append(in.hide, in.token))
-		}
-		out.Kind = classify(out.Status, out.Messages)
-		out.RetryAfter = retryAfter(header.Get("Retry-After"))
+		out.quote(answered, resp, append(in.hide, in.token))
+		out.RetryAfter = retryAfter(resp.Header.Get("Retry-After"))
 	default:
 		if broken, ok := errors.AsType[*url.Error](err); ok { // its text repeats the URL
 			err = broken.Err
@@ -369,6 +366,24 @@ func (c *Client) explain(in call, header http.Header, err error, neverSent bool)
 		out.Kind = classifyTransport(err, neverSent)
 	}
 	return out
+}
+
+// quote puts in what a reply with an error's status says, and what that means.
+func (e *Error) quote(answered *api.ResponseError, resp *api.Response, hide []secret.Value) {
+	switch {
+	case answered.RawError && strings.Contains(strings.Join(answered.Errors, ""), plainHTTP):
+		e.Kind, e.Messages = Unusable, []string{plainHTTP}
+		return
+	case answered.RawError: // what is not Vault's is not repeated
+		e.Foreign = true
+	case len(answered.Errors) == 0:
+		body, _ := io.ReadAll(resp.Body) // the client library has read it, and left a copy
+		told, ours := aside(body)
+		e.Messages, e.Foreign = presentable(told, hide), !ours
+	default:
+		e.Messages = presentable(answered.Errors, hide)
+	}
+	e.Kind = classify(e.Status, e.Messages)
 }
 
 // retryAfter reads the header of that name: seconds, as Vault sends them, or a time, as a proxy before it may.
@@ -394,10 +409,7 @@ func presentable(texts []string, hide []secret.Value) []string {
 			}
 		}
 		t = strings.Join(strings.FieldsFunc(t, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\u2028' || r == '\u2029' }), " ")
-		if len(t) > maxLength {
-			t = strings.ToValidUTF8(t[:maxLength], "") + "..."
-		}
-		if out = append(out, t); len(out) == maxTexts {
+		if out = append(out, shorten(t, maxLength)); len(out) == maxTexts {
 			break
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -62,10 +63,14 @@ type Error struct {
 	Kind   Kind
 	Op     string // what was being done, for example `reading "secret/data/x"`
 	Server string
+	// Method and Path are those of the request, the path without v1/; empty when none was made.
+	Method, Path string
 	// Status is the HTTP status; zero when there was no reply.
 	Status int
 	// Messages are Vault's own words, bounded and cleaned.
 	Messages []string
+	// Foreign: the reply had an error's status and was not Vault's JSON. It is not repeated.
+	Foreign bool
 	// RetryAfter is Vault's wish; zero for none.
 	RetryAfter time.Duration
 	// Err is what went wrong when there was no usable reply.
@@ -77,6 +82,8 @@ func (e *Error) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s at %s: ", e.Op, e.Server)
 	switch {
+	case e.Foreign:
+		fmt.Fprintf(&b, "the answer was %d %s, %s", e.Status, http.StatusText(e.Status), foreign)
 	case e.Status != 0:
 		fmt.Fprintf(&b, "Vault said %d", e.Status)
 		if len(e.Messages) > 0 {
@@ -90,6 +97,44 @@ func (e *Error) Error() string {
 		b.WriteString(e.Err.Error())
 	}
 	return b.String()
+}
+
+const (
+	foreign = "and not in Vault's words"
+	// plainHTTP is what a TLS listener of Go's, such as Vault's, says in plain text to whom speaks none.
+	plainHTTP = "Client sent an HTTP request to an HTTPS server."
+	// What Vault says without words: by the metadata of a version of KV version 2 that is no more, and by a redirect.
+	saidDeleted   = "was deleted at"
+	saidDestroyed = "was destroyed"
+	saidForwards  = "this node forwards to another one"
+)
+
+// aside returns what Vault tells beside errors in a reply that has none: it answers 404 with a warning for a path that is not
+// KV version 2's, and with the metadata of a version that was deleted. ours is false for JSON that is not Vault's.
+func aside(body []byte) (told []string, ours bool) {
+	var reply struct {
+		Errors   *[]string `json:"errors"`
+		ID       *string   `json:"request_id"`
+		Sealed   *bool     `json:"sealed"` // of sys/health
+		Warnings []string  `json:"warnings"`
+		Data     struct {
+			Metadata struct {
+				Version   json.Number `json:"version"`
+				Deleted   string      `json:"deletion_time"`
+				Destroyed bool        `json:"destroyed"`
+			} `json:"metadata"`
+		} `json:"data"`
+	}
+	if json.Unmarshal(body, &reply) != nil || reply.Errors == nil && reply.ID == nil && reply.Sealed == nil {
+		return nil, false
+	}
+	switch of := reply.Data.Metadata; {
+	case of.Destroyed:
+		return append(reply.Warnings, fmt.Sprintf("version %s %s", of.Version, saidDestroyed)), true
+	case of.Deleted != "":
+		return append(reply.Warnings, fmt.Sprintf("version %s %s %s", of.Version, saidDeleted, of.Deleted)), true
+	}
+	return reply.Warnings, true
 }
 
 // Unwrap returns the error below, when there was no usable reply.

@@ -30,6 +30,8 @@ func TestEndToEnd(t *testing.T) {
 		{"bad classes", s.badClasses},
 		{"bad answers of Vault", s.badAnswers},
 		{"bad calls", s.badCalls},
+		{"logins that are explained", s.explainedLogins},
+		{"reads that are explained", s.explainedReads},
 	}
 	alone := []scenario{
 		{"republish mints nothing", s.republishMintsNothing},

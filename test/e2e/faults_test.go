@@ -19,9 +19,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/api"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
@@ -195,12 +193,7 @@ func (s *suite) badAnswers(t *testing.T) {
 // badCalls makes Mount calls that no driver makes.
 func (s *suite) badCalls(t *testing.T) {
 	was := s.incarnation(t)
-	connection, err := grpc.NewClient("unix:"+s.endpoint(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = connection.Close() }()
-	provider := v1alpha1.NewCSIDriverProviderClient(connection)
+	provider := s.driver(t)
 
 	const uid, other = "7f3c8d1e-5a0b-4b6e-9a55-0d8f4d0c1b2a", "0c1b2a7f-9a55-4b6e-5a0b-3c8d1e0d8f4d"
 	attributes, err := json.Marshal(map[string]string{

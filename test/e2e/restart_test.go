@@ -170,7 +170,7 @@ func (s *suite) sealedVault(t *testing.T) {
 		}
 	})
 	pod := p.create(newPod("patient", "db"))
-	p.awaitComplaint(pod.Name, "Vault is sealed", "whether Vault is unsealed")
+	p.awaitComplaint(pod.Name, "Vault is sealed", "unseal Vault; it is tried again")
 	if err := s.bed.UnsealVault(t.Context()); err != nil {
 		t.Fatal(err)
 	}

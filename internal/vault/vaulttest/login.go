@@ -69,6 +69,7 @@ type Identity struct {
 
 // claims is the part of a service account token that logging in looks at.
 type claims struct {
+	Issuer     string   `json:"iss"`
 	Audience   []string `json:"aud"`
 	Expires    int64    `json:"exp"`
 	Issued     int64    `json:"iat"`
@@ -96,6 +97,7 @@ func (i Identity) JWT() string {
 	}
 	now := time.Now()
 	c := claims{
+		Issuer:    "https://kubernetes.default.svc",
 		Audience:  []string{i.Audience},
 		Expires:   now.Add(i.TTL).Unix(),
 		Issued:    now.Unix(),
