@@ -53,6 +53,7 @@ type node struct {
 	vault  *vaulttest.Vault
 	client v1alpha1.CSIDriverProviderClient
 	keeper *keeper.Keeper
+	store  *store.Store
 
 	mu    sync.Mutex
 	ended bool         // the pod
@@ -107,6 +108,7 @@ func newNode(t *testing.T, maxBytes int64) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.store = ledger
 	n.keeper, err = keeper.New(keeper.Config{
 		Store: ledger, Vaults: &vault.Pool{RoundTripper: n}, Ended: n.judge, Now: now,
 		Event: func(_ spec.Pod, _, reason, message string) { fmt.Fprintln(n, reason, message) },
@@ -118,7 +120,7 @@ func newNode(t *testing.T, maxBytes int64) *node {
 	listener := bufconn.Listen(1 << 20)
 	driver := grpc.NewServer()
 	v1alpha1.RegisterCSIDriverProviderServer(driver, provider.New(provider.Config{
-		Keeper: n.keeper, VersionKey: ledger.VersionKey(), Version: "v1.2.3",
+		Keeper: n.keeper, VersionKey: ledger.VersionKey, Version: "v1.2.3",
 		Defaults: spec.Defaults{Server: spec.Server{Address: n.vault.URL}},
 	}))
 	conn, err := grpc.NewClient("passthrough:driver", grpc.WithTransportCredentials(insecure.NewCredentials()),

@@ -20,6 +20,8 @@ import (
 const (
 	defaultStateDir = "/run/leasehold"
 	defaultAddress  = "https://127.0.0.1:8200"
+	// defaultKeySecret is named as in the existing provider.
+	defaultKeySecret = "vault-csi-provider-hmac-key"
 )
 
 // options are the flags of serve.
@@ -34,6 +36,7 @@ type options struct {
 	kubeletDir string
 	orphanTTL  time.Duration
 	revoke     keeper.RevokeMode
+	keySecret  string
 	logLevel   string
 	defaults   spec.Defaults
 }
@@ -60,6 +63,7 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 			}
 			return nil
 		})
+	flags.StringVar(&o.keySecret, "hmac-secret-name", defaultKeySecret, "`name` of the Secret, in the provider's namespace, whose key makes object versions equal on all nodes")
 	flags.StringVar(&o.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	flags.StringVar(&server.Address, "vault-addr", defaultAddress, "`URL` of Vault where a SecretProviderClass names none")
 	flags.StringVar(&o.defaults.AuthMount, "vault-mount", "kubernetes", "auth `mount` where a SecretProviderClass names none")

@@ -1,5 +1,5 @@
 // Package kube is what the API server says about this node: its pods, as a cache and as live reads, and whether kubelet
-// still renews the node's Lease. It also posts events on pods.
+// still renews the node's Lease. It also posts events on pods, and shares the key of object versions with the other nodes.
 //
 // It concludes nothing. When the API server is away the cache stays as it was last seen and live reads answer with an
 // error; what may be made of that is decided by package pods.
@@ -211,12 +211,16 @@ func sameEnd(a, b *corev1.Pod) bool {
 }
 
 func (c *Cluster) watchFailed(_ context.Context, _ *cache.Reflector, err error) {
-	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), apierrors.IsResourceExpired(err), apierrors.IsGone(err):
+	if watchClosed(err) {
 		c.log.Debug("pod watch closed, opening another", "err", err)
-	default:
+	} else {
 		c.log.Warn("cannot watch the node's pods, trying again", "err", err)
 	}
+}
+
+// watchClosed tells the ordinary end of a watch from a failure.
+func watchClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err)
 }
 
 func indexUID(obj any) ([]string, error) {
