@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -26,8 +27,8 @@ func statusOf(err error, req *spec.Request) error {
 	case errors.As(err, &refused):
 		return status.Error(codeOf(refused.Kind), describe(err, refused, req))
 	case errors.Is(err, keeper.ErrNoToken):
-		return status.Error(codes.FailedPrecondition, fmt.Sprintf("%v for audience %q; check tokenRequests in the CSIDriver object secrets-store.csi.k8s.io, and the audience parameter of SecretProviderClass %q",
-			err, audience(req.Spec.Auth), req.Class))
+		return status.Error(codes.FailedPrecondition, fmt.Sprintf("%v; kubelet sends one when tokenRequests in the CSIDriver object secrets-store.csi.k8s.io list audience %q (the audience parameter of SecretProviderClass %q chooses it)",
+			err, cmp.Or(req.Spec.Auth.Audience, "vault"), req.Class))
 	case errors.Is(err, keeper.ErrWorking):
 		return status.Error(codes.FailedPrecondition, fmt.Sprintf("waiting for %s: %v%s", req.Spec.Server.Address, err, who(req)))
 	}
@@ -66,11 +67,15 @@ func who(req *spec.Request) string {
 	return fmt.Sprintf(" (%sauth mount %q, role %q, service account %s/%s)", namespace, req.Spec.Auth.Mount, req.Spec.Auth.Role, req.Pod.Namespace, req.Pod.ServiceAccount)
 }
 
-func audience(a spec.Auth) string {
-	if a.Audience == "" {
-		return "vault"
+// audience is that of the token that logged in.
+func audience(req *spec.Request) string {
+	switch {
+	case req.Spec.Auth.Audience != "":
+		return strconv.Quote(req.Spec.Auth.Audience)
+	case req.JWT.IsZero():
+		return "of the API server"
 	}
-	return a.Audience
+	return `"vault"`
 }
 
 // hint says what to look at, within what Vault told.
@@ -79,7 +84,7 @@ func hint(e *vault.Error, req *spec.Request) string {
 		return hints[e.Kind]
 	}
 	if e.Kind == vault.Denied {
-		return fmt.Sprintf("that the auth mount exists, that the role allows this service account, its namespace and audience %q, and that Vault can review tokens with the Kubernetes API", audience(req.Spec.Auth))
+		return fmt.Sprintf("that the auth mount exists, that the role allows this service account, its namespace and audience %s, and that Vault can review tokens with the Kubernetes API", audience(req))
 	}
 	return cmp.Or(loginHints[e.Kind], hints[e.Kind])
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/keeper"
+	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
@@ -58,6 +60,8 @@ type node struct {
 	mu    sync.Mutex
 	ended bool         // the pod
 	told  bytes.Buffer // whatever leaves the node: log, events, answers with an error
+	// requested is the token that can be requested; without one there is no rule for it.
+	requested secret.Value
 	// wire takes Vault's place when it is set.
 	wire func(*http.Request) (*http.Response, error)
 }
@@ -75,6 +79,13 @@ func (n *node) RoundTrip(r *http.Request) (*http.Response, error) {
 		return n.wire(r)
 	}
 	return n.vault.RoundTrip(r)
+}
+
+func (n *node) requestToken(context.Context, spec.Pod, string) (secret.Value, error) {
+	if n.requested.IsZero() {
+		return n.requested, errors.New("there is no rule for it")
+	}
+	return n.requested, nil
 }
 
 // judge tells the keeper of the pod's end.
@@ -111,8 +122,9 @@ func newNode(t *testing.T, maxBytes int64) *node {
 	n.store = ledger
 	n.keeper, err = keeper.New(keeper.Config{
 		Store: ledger, Vaults: &vault.Pool{RoundTripper: n}, Ended: n.judge, Now: now,
-		Event: func(_ spec.Pod, _, reason, message string) { fmt.Fprintln(n, reason, message) },
-		Log:   slog.New(slog.NewTextHandler(n, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		RequestToken: n.requestToken,
+		Event:        func(_ spec.Pod, _, reason, message string) { fmt.Fprintln(n, reason, message) },
+		Log:          slog.New(slog.NewTextHandler(n, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -12,14 +12,19 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
+	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
 
@@ -85,14 +90,30 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// kubeconfig leads to an API server that knows of nothing.
-func kubeconfig(t *testing.T, dir string) string {
+const versionKey = "the key of object versions"
+
+// kubeconfig leads to an API server that knows of the version key's Secret and of one pod, and makes it a token. asked is called before
+// it answers.
+func kubeconfig(t *testing.T, dir, jwt string, asked func(*http.Request)) string {
 	t.Helper()
-	api := httptest.NewServer(http.NotFoundHandler())
+	mux := http.NewServeMux()
+	for pattern, object := range map[string]any{
+		"GET /api/v1/namespaces/leasehold/secrets/" + defaultKeySecret: corev1.Secret{Data: map[string][]byte{"key": []byte(versionKey)}},
+		"GET /api/v1/namespaces/shop/pods/app": corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "app", UID: "0f8a-11"}, Spec: corev1.PodSpec{ServiceAccountName: "app-sa"}},
+		"POST /api/v1/namespaces/shop/serviceaccounts/app-sa/token": authenticationv1.TokenRequest{Status: authenticationv1.TokenRequestStatus{Token: jwt}},
+	} {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			asked(r)
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(object)
+		})
+	}
+	api := httptest.NewServer(mux)
 	t.Cleanup(api.Close)
 	path := filepath.Join(dir, "kubeconfig")
 	text := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c",
-		"contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],"users":[{"name":"u","user":{}}],
+		"contexts":[{"name":"c","context":{"cluster":"c","user":"u","namespace":"leasehold"}}],"users":[{"name":"u","user":{}}],
 		"clusters":[{"name":"c","cluster":{"server":%q}}]}`, api.URL)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -100,16 +121,16 @@ func kubeconfig(t *testing.T, dir string) string {
 	return path
 }
 
-func mountRequest(t *testing.T, jwt string) *v1alpha1.MountRequest {
+// mountRequest is a Mount of a pod to which kubelet sends no token.
+func mountRequest(t *testing.T) *v1alpha1.MountRequest {
 	t.Helper()
 	attributes, err := json.Marshal(map[string]string{
-		"roleName":                                 "my-app-role",
-		"objects":                                  "- {objectName: user, secretPath: database/creds/my-app, secretKey: username}",
-		"csi.storage.k8s.io/pod.name":              "app",
-		"csi.storage.k8s.io/pod.namespace":         "shop",
-		"csi.storage.k8s.io/pod.uid":               "0f8a-11",
-		"csi.storage.k8s.io/serviceAccount.name":   "app-sa",
-		"csi.storage.k8s.io/serviceAccount.tokens": `{"vault":{"token":"` + jwt + `"}}`,
+		"roleName":                               "my-app-role",
+		"objects":                                "- {objectName: user, secretPath: database/creds/my-app, secretKey: username}",
+		"csi.storage.k8s.io/pod.name":            "app",
+		"csi.storage.k8s.io/pod.namespace":       "shop",
+		"csi.storage.k8s.io/pod.uid":             "0f8a-11",
+		"csi.storage.k8s.io/serviceAccount.name": "app-sa",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -120,8 +141,8 @@ func mountRequest(t *testing.T, jwt string) *v1alpha1.MountRequest {
 	}
 }
 
-// TestServe runs the whole program, with an environment that would mislead Vault's client library: a volume is mounted, the
-// lease is listed, and a SIGTERM ends it without giving anything back.
+// TestServe runs the whole program, with an environment that would mislead Vault's client library: a volume is mounted with a token
+// that had to be requested, the lease is listed, and a SIGTERM ends it without giving anything back.
 func TestServe(t *testing.T) {
 	v := vaulttest.New(t)
 	v.Role("my-app-role", vaulttest.Role{TTL: time.Hour})
@@ -131,9 +152,18 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	jwt := v.JWT("shop", "app-sa", "app")
 	socket := filepath.Join(dir, "vault.sock")
+	var first sync.Once
+	early := func(r *http.Request) {
+		first.Do(func() {
+			if _, err := os.Stat(socket); err == nil {
+				t.Errorf("Mounts are taken before the first request, %s", r.URL)
+			}
+		})
+	}
 	serve := command(t, "--node-name=node-1", "--endpoint", socket, "--state-dir", dir, "--allow-disk-state", "--health-addr=127.0.0.1:0",
-		"--kubelet-dir", dir, "--kubeconfig", kubeconfig(t, dir), "--vault-addr", v.Serve(t)+"/", "--log-level=debug")
+		"--kubelet-dir", dir, "--kubeconfig", kubeconfig(t, dir, jwt, early), "--vault-addr", v.Serve(t)+"/", "--log-level=debug")
 	serve.Env = append(serve.Env, "VAULT_ADDR=http://127.0.0.1:1", "VAULT_NAMESPACE=canary", "VAULT_TOKEN=canary", "VAULT_MAX_RETRIES=nonsense")
 	var log bytes.Buffer
 	serve.Stderr = &log
@@ -146,10 +176,9 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	jwt := v.JWT("shop", "app-sa", "app")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	resp, err := v1alpha1.NewCSIDriverProviderClient(conn).Mount(ctx, mountRequest(t, jwt), grpc.WaitForReady(true))
+	resp, err := v1alpha1.NewCSIDriverProviderClient(conn).Mount(ctx, mountRequest(t), grpc.WaitForReady(true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +206,17 @@ func TestServe(t *testing.T) {
 	if got := len(v.Users()); got != 1 {
 		t.Errorf("%d users after the end of the provider; the pod still lives", got)
 	}
-	for _, text := range append(v.Secrets(), jwt, "canary") {
+	ledger, err := store.Open(t.Context(), store.Config{Dir: dir, AllowDisk: true, Now: bootTime})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(ledger.VersionKey()); got != versionKey {
+		t.Errorf("object versions are keyed by %q, want the Secret's", got)
+	}
+	if err := ledger.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, text := range append(v.Secrets(), jwt, versionKey, "canary") {
 		if strings.Contains(log.String(), text) {
 			t.Errorf("the log holds %q:\n%s", text, log.String())
 		}

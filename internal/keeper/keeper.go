@@ -29,6 +29,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
@@ -69,6 +70,9 @@ type Config struct {
 	SubPath func(podUID, volume string) string
 	// Synced lists the names of the class's objects that the driver copies into Secrets; nil for none ever.
 	Synced func(ctx context.Context, namespace, class string) ([]string, error)
+	// RequestToken makes a service account token for a pod to which kubelet sent none; an empty audience means the one that its
+	// maker prefers. nil when there is no such way. Its errors must not hold the token.
+	RequestToken func(ctx context.Context, pod spec.Pod, audience string) (secret.Value, error)
 }
 
 // Keeper keeps the grants of one node.

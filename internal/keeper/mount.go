@@ -149,7 +149,11 @@ func (k *Keeper) settleSynced(ctx context.Context, id string, req *spec.Request)
 func (k *Keeper) fill(ctx context.Context, client *vault.Client, g grant.Grant, req *spec.Request) (files []render.File, inDoubt grant.Instant, err error) {
 	s := session(&g)
 	if g.Token.IsZero() {
-		if s, err = k.logIn(ctx, client, g, req.JWT); err != nil {
+		jwt, err := k.jwt(ctx, req)
+		if err != nil {
+			return nil, 0, err
+		}
+		if s, err = k.logIn(ctx, client, g, jwt); err != nil {
 			return nil, 0, err
 		}
 		if g, err = k.Store.Get(g.ID); err != nil {

@@ -119,9 +119,9 @@ func (c *Cluster) prepare() error {
 // Synced tells whether the cache has held all of the node's pods once. It stays true when the API server goes away.
 func (c *Cluster) Synced() bool { return c.informer.HasSynced() }
 
-// Pod returns the pod of that UID from the cache, reduced to identity, grace period, deletion, phase, the DisruptionTarget
-// condition, and what Started and SubPath tell. It must not be changed. Not there means little before Synced, and even then
-// the cache may lag: see LivePod.
+// Pod returns the pod of that UID from the cache, reduced to identity, service account, grace period, deletion, phase, the
+// DisruptionTarget condition, and what Started and SubPath tell. It must not be changed. Not there means little before
+// Synced, and even then the cache may lag: see LivePod.
 func (c *Cluster) Pod(uid string) (*corev1.Pod, bool) {
 	found, err := c.informer.GetIndexer().ByIndex(byUID, uid)
 	if err != nil || len(found) == 0 {
@@ -203,7 +203,8 @@ func (c *Cluster) deleted(obj any) {
 	}
 }
 
-// sameEnd compares all that strip keeps, except the resource version, which moves with every heartbeat of a probe.
+// sameEnd compares all that strip keeps and that can change, except the resource version, which moves with every heartbeat of a
+// probe.
 func sameEnd(a, b *corev1.Pod) bool {
 	return a.DeletionTimestamp.Equal(b.DeletionTimestamp) &&
 		equality.Semantic.DeepEqual(a.DeletionGracePeriodSeconds, b.DeletionGracePeriodSeconds) &&
@@ -231,7 +232,7 @@ func indexUID(obj any) ([]string, error) {
 	return []string{string(pod.UID)}, nil
 }
 
-// strip keeps what the end of a pod is judged by: a pod in full takes tens of kilobytes, for each pod of the node.
+// strip keeps what the end of a pod is judged by, and whose it is: a pod in full takes tens of kilobytes, for each pod of the node.
 func strip(obj any) (any, error) {
 	pod, ok := obj.(*corev1.Pod)
 	if !ok {
@@ -248,6 +249,7 @@ func strip(obj any) (any, error) {
 		},
 		Spec: corev1.PodSpec{
 			TerminationGracePeriodSeconds: pod.Spec.TerminationGracePeriodSeconds,
+			ServiceAccountName:            pod.Spec.ServiceAccountName,
 			Containers:                    subPaths(&pod.Spec),
 		},
 		Status: corev1.PodStatus{Phase: pod.Status.Phase, ContainerStatuses: started(pod)},
