@@ -110,7 +110,8 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	events := admin.NewEvents()
 	k, err := keeper.New(keeper.Config{
 		Store: ledger, Vaults: new(vault.Pool), Ended: judge.Ended, Event: events.Count(cluster.Event), Now: bootTime, Log: log,
-		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Synced: cluster.SyncedObjects, RequestToken: cluster.RequestToken,
+		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Overrides: cluster.Overrides, Synced: cluster.SyncedObjects,
+		RequestToken: cluster.RequestToken,
 	})
 	if err != nil {
 		return nil, err

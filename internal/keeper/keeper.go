@@ -68,6 +68,8 @@ type Config struct {
 	Revoke RevokeMode
 	// SubPath names a container that mounts the volume by subPath, so that it never sees a change; empty for none. nil for never.
 	SubPath func(podUID, volume string) string
+	// Overrides names the parameters that the pod gives the volume itself, and which win over its class; nil for never any.
+	Overrides func(podUID, volume string) []string
 	// Synced lists the names of the class's objects that the driver copies into Secrets; nil for none ever.
 	Synced func(ctx context.Context, namespace, class string) ([]string, error)
 	// RequestToken makes a service account token for a pod to which kubelet sent none; an empty audience means the one that its
@@ -110,6 +112,9 @@ func New(c Config) (*Keeper, error) {
 	}
 	if c.SubPath == nil {
 		c.SubPath = func(string, string) string { return "" }
+	}
+	if c.Overrides == nil {
+		c.Overrides = func(string, string) []string { return nil }
 	}
 	if c.Synced == nil {
 		c.Synced = func(context.Context, string, string) ([]string, error) { return nil, nil }

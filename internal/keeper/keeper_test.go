@@ -770,6 +770,42 @@ func TestRequestedToken(t *testing.T) {
 	})
 }
 
+// TestClassOverridden: a volume whose pod overrides its class has an event at its first mount, also of one that fails, and none later.
+func TestClassOverridden(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		overridden := func() int { return strings.Count(n.log.String(), "Warning ClassOverridden") }
+		n.reconfigure(func(c *keeper.Config) {
+			c.Overrides = func(uid, volume string) []string {
+				if uid+"/"+volume == "p/secrets" {
+					return []string{"roleName", "vaultAddress"}
+				}
+				return nil
+			}
+		})
+		n.mount(n.request("other", wantCreds...))
+		if overridden() != 0 {
+			t.Fatal("told of a pod that overrides nothing")
+		}
+		n.vault.FailNext("PUT auth/kubernetes/login", 1, vaulttest.Fault{Status: 403})
+		req := n.request("p", wantCreds...)
+		if _, err := n.keeper.Acquire(t.Context(), req); err == nil || overridden() != 1 {
+			t.Errorf("%d events of a login that failed with %v, want one", overridden(), err)
+		}
+		if want := `volume "secrets": the pod's volumeAttributes ["roleName" "vaultAddress"] win over SecretProviderClass "class"`; !strings.Contains(n.log.String(), want) {
+			t.Errorf("the event does not say %s:\n%s", want, n.log)
+		}
+		n.mount(req)
+		told := overridden()
+		n.mount(n.request("p", append(wantCreds, "k="+kv+"#k")...)) // an edited class
+		n.reconfigure(n.configure)
+		time.Sleep(300 * time.Hour) // past the token's maximum
+		n.mount(n.request("p", append(wantCreds, "k="+kv+"#k")...))
+		if overridden() != told {
+			t.Errorf("%d more events at later mounts", overridden()-told)
+		}
+	})
+}
+
 func TestLeavingAnswersWaitingMounts(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		hold := n.vault.Hold(creds, vaulttest.AfterEffect)
