@@ -25,7 +25,7 @@ func statusOf(err error, req *spec.Request) error {
 	case errors.As(err, &refused):
 		return status.Error(codeOf(refused.Kind), vault.Explain(err, req))
 	case errors.Is(err, keeper.ErrNoToken):
-		return status.Error(codes.FailedPrecondition, fmt.Sprintf("%v for audience %q; check tokenRequests in the CSIDriver object secrets-store.csi.k8s.io, and the audience parameter of SecretProviderClass %q",
+		return status.Error(codes.FailedPrecondition, fmt.Sprintf("%v; kubelet sends one when tokenRequests in the CSIDriver object secrets-store.csi.k8s.io list audience %q (the audience parameter of SecretProviderClass %q chooses it)",
 			err, req.Audience, req.Class))
 	case errors.Is(err, keeper.ErrWorking):
 		return status.Error(codes.FailedPrecondition, fmt.Sprintf("waiting for %s: %v%s", req.Spec.Server.Address, err, vault.Who(req)))

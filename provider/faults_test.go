@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
 
@@ -81,7 +82,7 @@ func TestBadInput(t *testing.T) {
 		{"objectName too long", object(strings.Repeat("n", 256)), codes.InvalidArgument, "255 bytes"},
 		{"malformed attributes", func(_ *node, c *call) { c.attributes = "{" }, codes.InvalidArgument, "the attributes are not a JSON object"},
 		{"another pod's target", func(_ *node, c *call) { c.target = strings.Replace(c.target, "0f8a-11", "other", 1) }, codes.InvalidArgument, `belongs to pod UID "other"`},
-		{"no service account token", param(tokensKey, ""), codes.FailedPrecondition, `audience "vault"`},
+		{"no service account token", param(tokensKey, ""), codes.FailedPrecondition, `there is no rule for it; kubelet sends one when tokenRequests in the CSIDriver object secrets-store.csi.k8s.io list audience "vault" (`},
 		{"token for another audience", param("audience", "elsewhere"), codes.FailedPrecondition, `audience "elsewhere"`},
 		{"secretKey not in the answer", param("objects", "- {objectName: x, secretPath: database/creds/my-app, secretKey: passwort}"), codes.FailedPrecondition, `has no key "passwort"`},
 		{"answer larger than a message", raw(200, "application/json", `{"data":{"x":"`+strings.Repeat("x", 5<<20)+`"}}`), codes.FailedPrecondition, "larger than 4 MiB"},
@@ -117,6 +118,16 @@ func TestVaultsFaults(t *testing.T) {
 			n.vault.Role("my-app-role", vaulttest.Role{ServiceAccounts: []string{"other"}})
 		},
 			codes.PermissionDenied, "service account name not authorized"},
+		{"wrong service account, kubelet's token", func(n *node, _ *call) {
+			n.vault.Role("my-app-role", vaulttest.Role{ServiceAccounts: []string{"other"}})
+		},
+			codes.PermissionDenied, `add "app-sa" to bound_service_account_names of role "my-app-role"`},
+		{"wrong service account, a requested token", func(n *node, c *call) {
+			n.vault.Role("my-app-role", vaulttest.Role{ServiceAccounts: []string{"other"}})
+			n.requested = secret.New(n.vault.JWT("shop", "app-sa", "app"))
+			delete(c.params, tokensKey)
+		},
+			codes.PermissionDenied, `add "app-sa" to bound_service_account_names of role "my-app-role"`},
 		{"no such mount", param("vaultAuthMountPath", "kubernetes-2"), codes.PermissionDenied, "check that the auth mount exists"},
 		{"login not found", fail(loginRequest, vaulttest.Fault{Status: 404}), codes.NotFound, "check the name of the auth mount"},
 		{"login without content", fail(loginRequest, vaulttest.Fault{Status: 200, Body: " "}), codes.FailedPrecondition, "without content"},

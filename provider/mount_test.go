@@ -84,6 +84,31 @@ func TestVersionsChangeWithTheirFile(t *testing.T) {
 	})
 }
 
+// TestVersionsOfNodesThatShareAKey: the same files have the same versions on all of them.
+func TestVersionsOfNodesThatShareAKey(t *testing.T) {
+	bubble(t, 0, func(n *node) {
+		other := newNode(n.t, 0)
+		versions := func(n *node) map[string]string {
+			c := n.validCall()
+			c.params["objects"] = "- {objectName: a, secretPath: secret/data/app, secretKey: password}\n- {objectName: all, secretPath: secret/data/app}"
+			_, versions := n.mount(c)
+			return versions
+		}
+		first := versions(n)
+		if a, b := versions(n)["a"], versions(other)["a"]; a == b {
+			t.Errorf("versions %q and %q under different keys", a, b)
+		}
+		for _, n := range []*node{n, other} {
+			if err := n.store.SetVersionKey([]byte("shared")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if a, b := versions(n), versions(other); !maps.Equal(a, b) || a["a"] == first["a"] {
+			t.Errorf("versions %v and %v under one key, %v before", a, b, first)
+		}
+	})
+}
+
 // TestSlowVault holds the read for less than a Mount waits.
 func TestSlowVault(t *testing.T) {
 	bubble(t, 0, func(n *node) {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/keeper"
+	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
@@ -53,10 +55,13 @@ type node struct {
 	vault  *vaulttest.Vault
 	client v1alpha1.CSIDriverProviderClient
 	keeper *keeper.Keeper
+	store  *store.Store
 
 	mu    sync.Mutex
 	ended bool         // the pod
 	told  bytes.Buffer // whatever leaves the node: log, events, answers with an error
+	// requested is the token that can be requested; without one there is no rule for it.
+	requested secret.Value
 	// wire takes Vault's place when it is set.
 	wire func(*http.Request) (*http.Response, error)
 }
@@ -74,6 +79,13 @@ func (n *node) RoundTrip(r *http.Request) (*http.Response, error) {
 		return n.wire(r)
 	}
 	return n.vault.RoundTrip(r)
+}
+
+func (n *node) requestToken(context.Context, spec.Pod, string) (secret.Value, error) {
+	if n.requested.IsZero() {
+		return n.requested, errors.New("there is no rule for it")
+	}
+	return n.requested, nil
 }
 
 // judge tells the keeper of the pod's end.
@@ -107,10 +119,12 @@ func newNode(t *testing.T, maxBytes int64) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.store = ledger
 	n.keeper, err = keeper.New(keeper.Config{
 		Store: ledger, Vaults: &vault.Pool{RoundTripper: n}, Ended: n.judge, Now: now,
-		Event: func(_ spec.Pod, _, reason, message string) { fmt.Fprintln(n, reason, message) },
-		Log:   slog.New(slog.NewTextHandler(n, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		RequestToken: n.requestToken,
+		Event:        func(_ spec.Pod, _, reason, message string) { fmt.Fprintln(n, reason, message) },
+		Log:          slog.New(slog.NewTextHandler(n, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +132,7 @@ func newNode(t *testing.T, maxBytes int64) *node {
 	listener := bufconn.Listen(1 << 20)
 	driver := grpc.NewServer()
 	v1alpha1.RegisterCSIDriverProviderServer(driver, provider.New(provider.Config{
-		Keeper: n.keeper, VersionKey: ledger.VersionKey(), Version: "v1.2.3",
+		Keeper: n.keeper, VersionKey: ledger.VersionKey, Version: "v1.2.3",
 		Defaults: spec.Defaults{Server: spec.Server{Address: n.vault.URL}},
 	}))
 	conn, err := grpc.NewClient("passthrough:driver", grpc.WithTransportCredentials(insecure.NewCredentials()),

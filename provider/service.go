@@ -31,8 +31,8 @@ type Config struct {
 	Keeper *keeper.Keeper
 	// Defaults fill what a SecretProviderClass leaves out.
 	Defaults spec.Defaults
-	// VersionKey keys the object versions, which are shown to whoever may read SecretProviderClassPodStatuses.
-	VersionKey []byte
+	// VersionKey returns the key of the object versions, which are shown to whoever may read SecretProviderClassPodStatuses.
+	VersionKey func() []byte
 	// Version is Leasehold's own.
 	Version string
 }
@@ -80,17 +80,17 @@ func patience(ctx context.Context) time.Duration {
 }
 
 func (s *Service) response(files []render.File) *v1alpha1.MountResponse {
-	out := new(v1alpha1.MountResponse)
+	out, key := new(v1alpha1.MountResponse), s.VersionKey()
 	for _, f := range files {
 		out.Files = append(out.Files, &v1alpha1.File{Path: f.Path, Mode: f.Mode, Contents: f.Contents})
-		out.ObjectVersion = append(out.ObjectVersion, &v1alpha1.ObjectVersion{Id: f.Path, Version: s.version(f)})
+		out.ObjectVersion = append(out.ObjectVersion, &v1alpha1.ObjectVersion{Id: f.Path, Version: version(key, f)})
 	}
 	return out
 }
 
-// version changes with the file and tells nothing of it.
-func (s *Service) version(f render.File) string {
-	mac := hmac.New(sha256.New, s.VersionKey)
+// version changes with the file, is the same wherever the file and the key are, and tells nothing of it.
+func version(key []byte, f render.File) string {
+	mac := hmac.New(sha256.New, key)
 	_ = binary.Write(mac, binary.BigEndian, uint64(len(f.Path)))
 	_, _ = mac.Write([]byte(f.Path))
 	_ = binary.Write(mac, binary.BigEndian, f.Mode)

@@ -42,6 +42,13 @@ func TestReferenceListsTheFlags(t *testing.T) {
 	}
 }
 
+// The Role allows the Secret that --hmac-secret-name names by default.
+func TestManifestsNameTheKey(t *testing.T) {
+	if rule := "resourceNames: [" + defaultKeySecret + "]"; !strings.Contains(read(t, "manifests/base/rbac.yaml"), rule) {
+		t.Errorf("manifests/base/rbac.yaml does not say %s", rule)
+	}
+}
+
 // The README shows the class that the end-to-end tests apply.
 func TestReadmeShowsTheExample(t *testing.T) {
 	_, block, _ := strings.Cut(read(t, "README.md"), "```yaml\n")

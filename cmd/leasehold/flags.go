@@ -23,6 +23,8 @@ const (
 	defaultEndpoint = "/provider/vault.sock"
 	defaultStateDir = "/run/leasehold"
 	defaultAddress  = "https://127.0.0.1:8200"
+	// defaultKeySecret is named as in the existing provider.
+	defaultKeySecret = "vault-csi-provider-hmac-key"
 )
 
 // options are the flags of serve.
@@ -37,6 +39,7 @@ type options struct {
 	kubeletDir string
 	orphanTTL  time.Duration
 	revoke     keeper.RevokeMode
+	keySecret  string
 	logLevel   string
 	strict     bool
 	// vault and openbao fill what the classes of each provider leave out.
@@ -70,6 +73,7 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 			}
 			return nil
 		})
+	flags.StringVar(&o.keySecret, "hmac-secret-name", defaultKeySecret, "`name` of the Secret, in the provider's namespace, whose key makes object versions equal on all nodes")
 	flags.StringVar(&o.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	flags.BoolVar(&o.strict, "strict", false, "refuse SecretProviderClasses with unknown keys, instead of warning of them")
 	flags.BoolVar(&o.version, "version", false, "print the version and exit")
@@ -87,7 +91,11 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 	}
 	o.vault.Provider, o.openbao.Provider = spec.Vault, spec.OpenBao
 	given := given(flags)
-	for name, d := range map[string]*spec.Defaults{vaultFlags + "addr": &o.vault, openbaoFlags + "addr": &o.openbao} {
+	for _, prefix := range []string{vaultFlags, openbaoFlags} {
+		name, d := prefix+"addr", &o.vault
+		if prefix == openbaoFlags {
+			d = &o.openbao
+		}
 		d.Strict, d.Rules = o.strict, rules
 		if d.Server.Address == "" {
 			continue // every class must name one

@@ -14,15 +14,20 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
 	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
 
@@ -121,14 +126,30 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// kubeconfig leads to an API server that knows of nothing.
-func kubeconfig(t *testing.T, dir string) string {
+const versionKey = "the key of object versions"
+
+// kubeconfig leads to an API server that knows of the version key's Secret and of one pod, and makes it a token. asked is called before
+// it answers.
+func kubeconfig(t *testing.T, dir, jwt string, asked func(*http.Request)) string {
 	t.Helper()
-	api := httptest.NewServer(http.NotFoundHandler())
+	mux := http.NewServeMux()
+	for pattern, object := range map[string]any{
+		"GET /api/v1/namespaces/leasehold/secrets/" + defaultKeySecret: corev1.Secret{Data: map[string][]byte{"key": []byte(versionKey)}},
+		"GET /api/v1/namespaces/shop/pods/app": corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "app", UID: "0f8a-11"}, Spec: corev1.PodSpec{ServiceAccountName: "app-sa"}},
+		"POST /api/v1/namespaces/shop/serviceaccounts/app-sa/token": authenticationv1.TokenRequest{Status: authenticationv1.TokenRequestStatus{Token: jwt}},
+	} {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			asked(r)
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(object)
+		})
+	}
+	api := httptest.NewServer(mux)
 	t.Cleanup(api.Close)
 	path := filepath.Join(dir, "kubeconfig")
 	text := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c",
-		"contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],"users":[{"name":"u","user":{}}],
+		"contexts":[{"name":"c","context":{"cluster":"c","user":"u","namespace":"leasehold"}}],"users":[{"name":"u","user":{}}],
 		"clusters":[{"name":"c","cluster":{"server":%q}}]}`, api.URL)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -160,9 +181,13 @@ func TestFlagsBecomeRules(t *testing.T) {
 	}
 }
 
-// mountRequest is a Mount for a volume of a class for a provider, whose name is also the token's audience.
+// mountRequest is a Mount for a volume of a class for a provider; a jwt is what kubelet sends for its audience, empty for none.
 func mountRequest(t *testing.T, provider, jwt string) *v1alpha1.MountRequest {
 	t.Helper()
+	tokens := ""
+	if jwt != "" {
+		tokens = `{"` + provider + `":{"token":"` + jwt + `"}}`
+	}
 	attributes, err := json.Marshal(map[string]string{
 		"roleName":                                 "my-app-role",
 		"objects":                                  "- {objectName: user, secretPath: database/creds/my-app, secretKey: username}",
@@ -170,7 +195,7 @@ func mountRequest(t *testing.T, provider, jwt string) *v1alpha1.MountRequest {
 		"csi.storage.k8s.io/pod.namespace":         "shop",
 		"csi.storage.k8s.io/pod.uid":               "0f8a-11",
 		"csi.storage.k8s.io/serviceAccount.name":   "app-sa",
-		"csi.storage.k8s.io/serviceAccount.tokens": `{"` + provider + `":{"token":"` + jwt + `"}}`,
+		"csi.storage.k8s.io/serviceAccount.tokens": tokens,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -181,8 +206,9 @@ func mountRequest(t *testing.T, provider, jwt string) *v1alpha1.MountRequest {
 	}
 }
 
-// TestServe runs the whole program, with an environment that would mislead Vault's client library: a volume is mounted, the
-// lease is listed, and a SIGTERM ends it without giving anything back. It is at both providers' sockets.
+// TestServe runs the whole program, with an environment that would mislead Vault's client library: a volume is mounted with a token
+// that had to be requested, another, at OpenBao's socket, with kubelet's, the leases are listed, and a SIGTERM ends it without giving
+// anything back.
 func TestServe(t *testing.T) {
 	v := vaulttest.New(t)
 	v.Role("my-app-role", vaulttest.Role{TTL: time.Hour})
@@ -195,9 +221,18 @@ func TestServe(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "pods"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	jwt := v.JWT("shop", "app-sa", "app")
 	endpoint := func(provider string) string { return filepath.Join(dir, provider+".sock") }
+	var first sync.Once
+	early := func(r *http.Request) {
+		first.Do(func() {
+			if _, err := os.Stat(endpoint("vault")); err == nil {
+				t.Errorf("Mounts are taken before the first request, %s", r.URL)
+			}
+		})
+	}
 	serve := command(t, "--node-name=node-1", "--endpoint", endpoint("vault"), "--endpoint", endpoint("openbao"), "--state-dir", dir, "--allow-disk-state", "--health-addr=127.0.0.1:0",
-		"--kubelet-dir", dir, "--kubeconfig", kubeconfig(t, dir), "--vault-addr", v.Serve(t)+"/", "--log-level=debug")
+		"--kubelet-dir", dir, "--kubeconfig", kubeconfig(t, dir, jwt, early), "--vault-addr", v.Serve(t)+"/", "--log-level=debug")
 	serve.Env = append(serve.Env, "VAULT_ADDR=http://127.0.0.1:1", "VAULT_TOKEN=canary", "VAULT_HEADERS=canary", "VAULT_MAX_RETRIES=nonsense")
 	var log bytes.Buffer
 	serve.Stderr = &log
@@ -205,16 +240,16 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	jwt := v.JWT("shop", "app-sa", "app")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for i, provider := range []string{"vault", "openbao"} {
+		sent := map[string]string{"openbao": jwt}[provider]
 		conn, err := grpc.NewClient("unix:"+endpoint(provider), grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close() })
-		resp, err := v1alpha1.NewCSIDriverProviderClient(conn).Mount(ctx, mountRequest(t, provider, jwt), grpc.WaitForReady(true))
+		resp, err := v1alpha1.NewCSIDriverProviderClient(conn).Mount(ctx, mountRequest(t, provider, sent), grpc.WaitForReady(true))
 		if err != nil {
 			t.Fatalf("%s: %v", provider, err)
 		}
@@ -238,7 +273,17 @@ func TestServe(t *testing.T) {
 	if got := len(v.Users()); got != 2 {
 		t.Errorf("%d users after the end of the provider; the pod still lives", got)
 	}
-	for _, text := range append(v.Secrets(), jwt, "canary") {
+	ledger, err := store.Open(t.Context(), store.Config{Dir: dir, AllowDisk: true, Now: bootTime})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(ledger.VersionKey()); got != versionKey {
+		t.Errorf("object versions are keyed by %q, want the Secret's", got)
+	}
+	if err := ledger.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, text := range append(v.Secrets(), jwt, versionKey, "canary") {
 		if strings.Contains(log.String(), text) {
 			t.Errorf("the log holds %q:\n%s", text, log.String())
 		}

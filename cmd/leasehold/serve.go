@@ -104,6 +104,7 @@ type node struct {
 	options
 	log     *slog.Logger
 	cluster *kube.Cluster
+	key     *kube.SharedKey
 	keeper  *keeper.Keeper
 	drivers []*server.Server // one for each endpoint
 	health  server.Health
@@ -111,9 +112,14 @@ type node struct {
 
 // wire builds everything; nothing runs yet.
 func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+	access := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(&clientcmd.ClientConfigLoadingRules{ExplicitPath: o.kubeconfig}, nil)
+	config, err := access.ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("finding the Kubernetes API: %w", err)
+	}
+	namespace, _, err := access.Namespace()
+	if err != nil {
+		return nil, fmt.Errorf("finding the provider's own namespace: %w", err)
 	}
 	config.QPS, config.Burst = apiRate, 2*apiRate
 	client, err := kubernetes.NewForConfig(config)
@@ -129,11 +135,17 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		return nil, fmt.Errorf("making a client for SecretProviderClasses: %w", err)
 	}
 	cluster := kube.New(kube.Config{Client: client, EventClient: events, Classes: classes, Node: o.node, Log: log})
+	key := kube.NewSharedKey(kube.SharedKeyConfig{Client: client, Namespace: namespace, Name: o.keySecret, Log: log, Found: func(key []byte) {
+		if err := ledger.SetVersionKey(key); err != nil {
+			log.Warn("the next process may begin with other object versions", "err", err)
+		}
+	}})
 	judge := pods.New(pods.Config{Cluster: cluster, KubeletDir: o.kubeletDir, Now: bootTime, Log: log})
 	told := admin.NewEvents()
 	k, err := keeper.New(keeper.Config{
 		Store: ledger, Vaults: new(vault.Pool), Ended: judge.Ended, Event: told.Count(cluster.Event), Now: bootTime, Log: log,
-		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Synced: cluster.SyncedObjects,
+		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Overrides: cluster.Overrides, Synced: cluster.SyncedObjects,
+		RequestToken: cluster.RequestToken,
 	})
 	if err != nil {
 		return nil, err
@@ -153,7 +165,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		socket := server.NewSocket(endpoint)
 		driver, err := server.New(server.Config{
 			Socket:  socket,
-			Service: provider.New(provider.Config{Keeper: k, Defaults: defaults, VersionKey: ledger.VersionKey(), Version: version}),
+			Service: provider.New(provider.Config{Keeper: k, Defaults: defaults, VersionKey: ledger.VersionKey, Version: version}),
 			Leave:   k.Leave,
 			Metrics: metrics,
 			Log:     log,
@@ -173,7 +185,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 		return err
 	}
-	return &node{options: o, log: log, cluster: cluster, keeper: k, drivers: drivers,
+	return &node{options: o, log: log, cluster: cluster, key: key, keeper: k, drivers: drivers,
 		health: server.Health{Addr: o.healthAddr, Ready: ready, Metrics: metrics}}, nil
 }
 
@@ -187,10 +199,12 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.key.Read(ctx) // before the first answer, whose versions would change with it
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, background := errgroup.WithContext(background)
 	group.Go(func() error { return n.cluster.Run(background) })
+	group.Go(func() error { return n.key.Run(background) })
 	group.Go(func() error { return n.keeper.Run(background) })
 	group.Go(func() error { return n.health.Run(background) })
 	group.Go(func() error {

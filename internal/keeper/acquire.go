@@ -20,7 +20,7 @@ var (
 	ErrWorking = errors.New("Vault has not answered yet; the work goes on and the next try picks it up") //nolint:staticcheck // a name
 	// ErrLeaving: the provider is shutting down.
 	ErrLeaving = errors.New("the provider is being restarted; the next try reaches the new one")
-	// ErrNoToken: a login is needed and kubelet sent no service account token.
+	// ErrNoToken: a login is needed, kubelet sent no service account token, and none could be requested.
 	ErrNoToken = errors.New("kubelet sent no service account token")
 	// ErrCrowded: the pod's namespace, or the node, has its full share of mounts that wait for Vault.
 	ErrCrowded = errors.New("too many mounts of this namespace or node wait for Vault already; it is tried again")

@@ -29,6 +29,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
@@ -67,8 +68,13 @@ type Config struct {
 	Revoke RevokeMode
 	// SubPath names a container that mounts the volume by subPath, so that it never sees a change; empty for none. nil for never.
 	SubPath func(podUID, volume string) string
+	// Overrides names the parameters that the pod gives the volume itself, and which win over its class; nil for never any.
+	Overrides func(podUID, volume string) []string
 	// Synced lists the names of the class's objects that the driver copies into Secrets; nil for none ever.
 	Synced func(ctx context.Context, namespace, class string) ([]string, error)
+	// RequestToken makes a service account token for a pod to which kubelet sent none; an empty audience means the one that its
+	// maker prefers. nil when there is no such way. Its errors must not hold the token.
+	RequestToken func(ctx context.Context, pod spec.Pod, audience string) (secret.Value, error)
 }
 
 // Keeper keeps the grants of one node.
@@ -107,6 +113,9 @@ func New(c Config) (*Keeper, error) {
 	}
 	if c.SubPath == nil {
 		c.SubPath = func(string, string) string { return "" }
+	}
+	if c.Overrides == nil {
+		c.Overrides = func(string, string) []string { return nil }
 	}
 	if c.Synced == nil {
 		c.Synced = func(context.Context, string, string) ([]string, error) { return nil, nil }

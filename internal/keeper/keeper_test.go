@@ -14,6 +14,7 @@ import (
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/keeper"
 	"github.com/leasehold-csi/leasehold/internal/render"
+	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
@@ -778,6 +779,88 @@ func TestNoTokenFromKubelet(t *testing.T) {
 		n.mount(req)
 		req.JWT = secretless
 		n.mount(req) // a republish needs none
+	})
+}
+
+// TestRequestedToken: when kubelet sends no token one is requested for each login, for the pod of the Mount, and for nothing else.
+func TestRequestedToken(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		var asked []string
+		var failure error
+		jwt := n.vault.JWT("default", "my-app")
+		n.reconfigure(func(c *keeper.Config) {
+			c.RequestToken = func(_ context.Context, pod spec.Pod, audience string) (secret.Value, error) {
+				asked = append(asked, fmt.Sprint(pod, audience))
+				if failure != nil {
+					return secretless, failure
+				}
+				return secret.New(jwt), nil
+			}
+		})
+		n.mount(n.request("kubelet", wantCreds...))
+		if len(asked) > 0 {
+			t.Errorf("kubelet's token is there, and one was requested: %q", asked)
+		}
+		n.end("kubelet")
+
+		req := n.request("p", wantCreds...)
+		req.JWT, req.Spec.Auth.Audience = secretless, "elsewhere"
+		failure = errors.New("there is no rule for it")
+		_, err := n.keeper.Acquire(t.Context(), req)
+		if !errors.Is(err, keeper.ErrNoToken) || !errors.Is(err, failure) {
+			t.Errorf("got %v", err)
+		}
+		time.Sleep(time.Hour)
+		n.expect("without a token", 0, 0, 0)
+		if s := n.states(); s != "" {
+			t.Errorf("states %q", s)
+		}
+
+		failure, asked = nil, nil
+		n.mount(req)
+		n.mount(req)
+		if want := fmt.Sprint(req.Pod, "elsewhere"); len(asked) != 1 || asked[0] != want {
+			t.Errorf("requested for %q, want once for %q", asked, want)
+		}
+		if strings.Contains(n.log.String(), jwt) {
+			t.Error("the log holds the token")
+		}
+	})
+}
+
+// TestClassOverridden: a volume whose pod overrides its class has an event at its first mount, also of one that fails, and none later.
+func TestClassOverridden(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		overridden := func() int { return strings.Count(n.log.String(), "Warning ClassOverridden") }
+		n.reconfigure(func(c *keeper.Config) {
+			c.Overrides = func(uid, volume string) []string {
+				if uid+"/"+volume == "p/secrets" {
+					return []string{"roleName", "vaultAddress"}
+				}
+				return nil
+			}
+		})
+		n.mount(n.request("other", wantCreds...))
+		if overridden() != 0 {
+			t.Fatal("told of a pod that overrides nothing")
+		}
+		n.vault.FailNext("PUT auth/kubernetes/login", 1, vaulttest.Fault{Status: 403})
+		req := n.request("p", wantCreds...)
+		if _, err := n.keeper.Acquire(t.Context(), req); err == nil || overridden() != 1 {
+			t.Errorf("%d events of a login that failed with %v, want one", overridden(), err)
+		}
+		if want := `volume "secrets": the pod's volumeAttributes ["roleName" "vaultAddress"] win over SecretProviderClass "class"`; !strings.Contains(n.log.String(), want) {
+			t.Errorf("the event does not say %s:\n%s", want, n.log)
+		}
+		n.mount(req)
+		told := overridden()
+		n.mount(n.request("p", append(wantCreds, "k="+kv+"#k")...)) // an edited class
+		n.reconfigure(n.configure)
+		time.Sleep(300 * time.Hour) // past the token's maximum
+		n.mount(n.request("p", append(wantCreds, "k="+kv+"#k")...))
+		if overridden() != told {
+			t.Errorf("%d more events at later mounts", overridden()-told)
+		}
 	})
 }
 

@@ -61,6 +61,9 @@ func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string
 		return nil, grant.Grant{}, fmt.Errorf("recording the mount: %w", err)
 	}
 	files, inDoubt, err := k.fill(ctx, client, c.grant, req)
+	if c.first { // now rather than before, because the cache may have come to know the pod meanwhile
+		k.tellOverridden(req)
+	}
 	if err == nil {
 		err = k.settleSynced(ctx, c.grant.ID, req)
 	}
@@ -81,6 +84,16 @@ func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string
 		k.tellRotated(g, began, c.ends)
 	}
 	return files, g, nil
+}
+
+// tellOverridden says which parameters are the pod's own: whoever looks at the class would not find why the volume differs, or why
+// its login is denied.
+func (k *Keeper) tellOverridden(req *spec.Request) {
+	names := k.Overrides(req.Volume.PodUID, req.Volume.Volume)
+	if len(names) == 0 {
+		return
+	}
+	k.Event(req.Pod, "Warning", "ClassOverridden", fmt.Sprintf("volume %q: the pod's volumeAttributes %q win over SecretProviderClass %q", req.Volume.Volume, names, req.Class))
 }
 
 // tellRotated says which credentials took the place of others since a Mount began, and whether those had ended before: ends is when;
@@ -149,7 +162,11 @@ func (k *Keeper) settleSynced(ctx context.Context, id string, req *spec.Request)
 func (k *Keeper) fill(ctx context.Context, client *vault.Client, g grant.Grant, req *spec.Request) (files []render.File, inDoubt grant.Instant, err error) {
 	s := session(&g)
 	if g.Token.IsZero() {
-		if s, err = k.logIn(ctx, client, g, req.JWT); err != nil {
+		jwt, err := k.jwt(ctx, req)
+		if err != nil {
+			return nil, 0, err
+		}
+		if s, err = k.logIn(ctx, client, g, jwt); err != nil {
 			return nil, 0, err
 		}
 		if g, err = k.Store.Get(g.ID); err != nil {
@@ -176,6 +193,8 @@ func (k *Keeper) fill(ctx context.Context, client *vault.Client, g grant.Grant, 
 // claim is what a Mount works with.
 type claim struct {
 	grant grant.Grant
+	// first: the volume had no grant before.
+	first bool
 	// shown: the volume shows something already.
 	shown bool
 	// ends is when the first of what it shows ends that nothing lengthens any more; zero for never.
@@ -192,6 +211,7 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 	var dropped []string
 	fresh := newGrant(req, now)
 	err = k.Store.UpdateVolume(req.Volume, func(grants []*grant.Grant) error {
+		c.first = len(grants) == 0
 		for _, g := range grants {
 			fresh.Created = min(fresh.Created, g.Created)
 			same := g.Digest == req.Spec.Digest

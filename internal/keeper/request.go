@@ -31,11 +31,24 @@ func (k *Keeper) begin(ctx context.Context) (context.Context, context.CancelFunc
 	return ctx, cancel, nil
 }
 
+// jwt is the token to log in with: kubelet's, or else one that is requested. A request that is cut off leaves nothing in Vault, so it
+// ends with ctx.
+func (k *Keeper) jwt(ctx context.Context, req *spec.Request) (secret.Value, error) {
+	if !req.JWT.IsZero() {
+		return req.JWT, nil
+	}
+	if k.RequestToken == nil {
+		return secret.Value{}, ErrNoToken
+	}
+	jwt, err := k.RequestToken(ctx, req.Pod, req.Spec.Auth.Audience)
+	if err != nil {
+		return secret.Value{}, fmt.Errorf("%w, and none could be requested: %w", ErrNoToken, err)
+	}
+	return jwt, nil
+}
+
 // logIn logs in, records the token, and then shortens its life to the orphan TTL.
 func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant, jwt secret.Value) (vault.Session, error) {
-	if jwt.IsZero() {
-		return vault.Session{}, ErrNoToken
-	}
 	ctx, cancel, err := k.begin(ctx)
 	if err != nil {
 		return vault.Session{}, err

@@ -1,5 +1,5 @@
 // Package kube is what the API server says about this node: its pods, as a cache and as live reads, and whether kubelet
-// still renews the node's Lease. It also posts events on pods.
+// still renews the node's Lease. It also posts events on pods, and shares the key of object versions with the other nodes.
 //
 // It concludes nothing. When the API server is away the cache stays as it was last seen and live reads answer with an
 // error; what may be made of that is decided by package pods.
@@ -125,9 +125,9 @@ func (c *Cluster) prepare() error {
 // Synced tells whether the cache has held all of the node's pods once. It stays true when the API server goes away.
 func (c *Cluster) Synced() bool { return c.informer.HasSynced() }
 
-// Pod returns the pod of that UID from the cache, reduced to identity, grace period, deletion, phase, the DisruptionTarget
-// condition, and what Started and SubPath tell. It must not be changed. Not there means little before Synced, and even then
-// the cache may lag: see LivePod.
+// Pod returns the pod of that UID from the cache, reduced to identity, service account, grace period, deletion, phase, the
+// DisruptionTarget condition, and what Started, SubPath and Overrides tell. It must not be changed. Not there means little before
+// Synced, and even then the cache may lag: see LivePod.
 func (c *Cluster) Pod(uid string) (*corev1.Pod, bool) {
 	found, err := c.informer.GetIndexer().ByIndex(byUID, uid)
 	if err != nil || len(found) == 0 {
@@ -209,7 +209,8 @@ func (c *Cluster) deleted(obj any) {
 	}
 }
 
-// sameEnd compares all that strip keeps, except the resource version, which moves with every heartbeat of a probe.
+// sameEnd compares all that strip keeps and that can change, except the resource version, which moves with every heartbeat of a
+// probe.
 func sameEnd(a, b *corev1.Pod) bool {
 	return a.DeletionTimestamp.Equal(b.DeletionTimestamp) &&
 		equality.Semantic.DeepEqual(a.DeletionGracePeriodSeconds, b.DeletionGracePeriodSeconds) &&
@@ -217,12 +218,16 @@ func sameEnd(a, b *corev1.Pod) bool {
 }
 
 func (c *Cluster) watchFailed(_ context.Context, _ *cache.Reflector, err error) {
-	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), apierrors.IsResourceExpired(err), apierrors.IsGone(err):
+	if watchClosed(err) {
 		c.log.Debug("pod watch closed, opening another", "err", err)
-	default:
+	} else {
 		c.log.Warn("cannot watch the node's pods, trying again", "err", err)
 	}
+}
+
+// watchClosed tells the ordinary end of a watch from a failure.
+func watchClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err)
 }
 
 func indexUID(obj any) ([]string, error) {
@@ -233,7 +238,7 @@ func indexUID(obj any) ([]string, error) {
 	return []string{string(pod.UID)}, nil
 }
 
-// strip keeps what the end of a pod is judged by: a pod in full takes tens of kilobytes, for each pod of the node.
+// strip keeps what the end of a pod is judged by, and whose it is: a pod in full takes tens of kilobytes, for each pod of the node.
 func strip(obj any) (any, error) {
 	pod, ok := obj.(*corev1.Pod)
 	if !ok {
@@ -250,7 +255,9 @@ func strip(obj any) (any, error) {
 		},
 		Spec: corev1.PodSpec{
 			TerminationGracePeriodSeconds: pod.Spec.TerminationGracePeriodSeconds,
+			ServiceAccountName:            pod.Spec.ServiceAccountName,
 			Containers:                    subPaths(&pod.Spec),
+			Volumes:                       overrides(&pod.Spec),
 		},
 		Status: corev1.PodStatus{Phase: pod.Status.Phase, ContainerStatuses: started(pod)},
 	}

@@ -7,6 +7,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/leasehold-csi/leasehold/internal/spec"
 )
 
 // Started is when the first container of a pod, init containers included, was started; zero when none was, as far as its status
@@ -47,6 +49,41 @@ func (c *Cluster) SubPath(uid, volume string) (container string) {
 		}
 	}
 	return ""
+}
+
+// driverName is the Secrets Store CSI driver's.
+const driverName = "secrets-store.csi.k8s.io"
+
+// Overrides names the parameters that the pod gives the volume itself, and which win over its SecretProviderClass; nil when there
+// are none, or the cache does not know the pod.
+func (c *Cluster) Overrides(uid, volume string) []string {
+	pod, ok := c.Pod(uid)
+	if !ok {
+		return nil
+	}
+	for _, v := range pod.Spec.Volumes {
+		if v.Name == volume {
+			return spec.Overrides(v.CSI.VolumeAttributes)
+		}
+	}
+	return nil
+}
+
+// overrides reduces a pod's volumes to the names of what Overrides tells.
+func overrides(pod *corev1.PodSpec) (kept []corev1.Volume) {
+	for _, v := range pod.Volumes {
+		if v.CSI == nil || v.CSI.Driver != driverName {
+			continue
+		}
+		names := make(map[string]string)
+		for _, name := range spec.Overrides(v.CSI.VolumeAttributes) {
+			names[name] = ""
+		}
+		if len(names) > 0 {
+			kept = append(kept, corev1.Volume{Name: v.Name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{VolumeAttributes: names}}})
+		}
+	}
+	return kept
 }
 
 // started reduces the containers' statuses to what Started tells of them.

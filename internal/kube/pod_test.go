@@ -2,6 +2,7 @@
 package kube_test
 
 import (
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -94,6 +95,43 @@ func TestSubPath(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestOverrides(t *testing.T) {
+	volume := func(name, driver string, attributes map[string]string) corev1.Volume {
+		return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: driver, VolumeAttributes: attributes}}}
+	}
+	const ours = "secrets-store.csi.k8s.io"
+	many := map[string]string{}
+	for i := range 100 {
+		many[fmt.Sprintf("%03d", i)+strings.Repeat("x", 1000)] = ""
+	}
+	synctest.Test(t, func(t *testing.T) {
+		pod := newPod("web", "u1")
+		pod.Spec.Volumes = []corev1.Volume{
+			{Name: "plain"},
+			volume("class", ours, map[string]string{"secretProviderClass": "c", "csi.storage.k8s.io/pod.uid": "u2"}),
+			volume("pod", ours, map[string]string{"secretProviderClass": "c", "vaultAddress": "canary", "roleName": "canary"}),
+			volume("other", "csi.example.com", map[string]string{"roleName": "x"}),
+			volume("many", ours, many),
+		}
+		c, _ := start(t, fake.NewSimpleClientset(pod))
+		for name, want := range map[string]string{"plain": "", "class": "", "pod": "roleName vaultAddress", "other": "", "none": ""} {
+			if got := strings.Join(c.Overrides("u1", name), " "); got != want {
+				t.Errorf("volume %s: got %q, want %q", name, got, want)
+			}
+		}
+		if got := strings.Join(c.Overrides("u1", "many"), " "); len(got) > 32*65 || !strings.HasPrefix(got, "000x") {
+			t.Errorf("of many long names: %q", got)
+		}
+		if got := c.Overrides("u2", "pod"); got != nil {
+			t.Errorf("of a pod that is not known: %q", got)
+		}
+		cached, _ := c.Pod("u1")
+		if text := fmt.Sprint(cached); strings.Contains(text, "canary") || len(text) > 8000 {
+			t.Errorf("the cache keeps more than names: %d bytes", len(text))
+		}
+	})
 }
 
 // TestAnnounced: what the watch says announces an end, and what is merely missing in a list does not.

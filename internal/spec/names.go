@@ -20,9 +20,6 @@ const (
 	OpenBao Provider = "openbao"
 )
 
-// What the driver adds to a class's parameters is either under ownedPrefix or this.
-const class = "secretProviderClass"
-
 const objectsKey = "objects"
 
 // The parameters of Leasehold's own.
@@ -101,7 +98,7 @@ func (p *parser) name(key string) string {
 func (p *parser) unknownParameters(raw map[string]string) {
 	known := parameters[p.provider]
 	for _, key := range slices.Sorted(maps.Keys(raw)) {
-		if _, ok := slices.BinarySearch(known, key); !ok && key != class && !strings.HasPrefix(key, ownedPrefix) {
+		if _, ok := slices.BinarySearch(known, key); !ok && key != className && !strings.HasPrefix(key, ownedPrefix) {
 			p.unknown(place{key: key}, "parameter "+Quote(key), key, known)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strconv"
@@ -22,6 +23,7 @@ const (
 	maxObjects    = 512     // items of objects
 	maxFaults     = 16      // sentences of an Error
 	maxFault      = 512     // bytes of one sentence
+	maxOverrides  = 32      // names that Overrides returns
 )
 
 // The parameters that are not part of the class: kubelet and the driver set them. Everything below ownedPrefix is theirs.
@@ -33,6 +35,9 @@ const (
 	serviceAccount = ownedPrefix + "serviceAccount.name"
 	tokens         = ownedPrefix + "serviceAccount.tokens"
 )
+
+// className is the one parameter that only a pod can give.
+const className = "secretProviderClass"
 
 const (
 	defaultAuthMount = "kubernetes"
@@ -89,7 +94,7 @@ func Parse(in Input, d Defaults) (*Request, error) {
 	p := newParser(raw, d)
 	req := &Request{
 		Spec:  p.spec(d, p.permission(in.Permission)),
-		Class: p.element(class),
+		Class: p.element(className),
 		Pod:   p.pod(),
 		JWT:   p.jwt(in.Secrets),
 
@@ -137,8 +142,23 @@ func (p *parser) spec(d Defaults, mode int32) Spec {
 	}
 }
 
+// Overrides names the parameters among the volumeAttributes that a pod gives itself, which win over its class: sorted, and at most 32,
+// with long ones shortened.
+func Overrides(volumeAttributes map[string]string) []string {
+	var names []string
+	for _, key := range slices.Sorted(maps.Keys(volumeAttributes)) {
+		if key != className && !strings.HasPrefix(key, ownedPrefix) && len(names) < maxOverrides {
+			names = append(names, shorten(key, maxName))
+		}
+	}
+	return names
+}
+
+// maxName is how many bytes of a tenant's text stand in a sentence.
+const maxName = 64
+
 // Quote quotes text that a tenant wrote, shortened, so that it can stand in a sentence.
-func Quote(text string) string { return strconv.Quote(shorten(text, 64)) }
+func Quote(text string) string { return strconv.Quote(shorten(text, maxName)) }
 
 func shorten(text string, limit int) string {
 	if len(text) <= limit {

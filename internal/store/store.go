@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -82,7 +83,7 @@ type Store struct {
 	db       *bbolt.DB
 	lock     *os.File
 	maxBytes int64
-	key      []byte
+	key      atomic.Pointer[[]byte]
 	damaged  Salvage
 	reserve  reserve
 	content  contentSize
@@ -205,15 +206,15 @@ func (s *Store) prepare(now grant.Instant) error {
 			}
 		}
 		meta := tx.Bucket(metaBucket)
-		if s.key = append([]byte(nil), meta.Get(versionKey)...); len(s.key) == 0 {
-			s.key = make([]byte, 32)
-			if _, err := rand.Read(s.key); err != nil {
-				return fmt.Errorf("drawing the version key: %w", err)
-			}
-			if err := meta.Put(versionKey, s.key); err != nil {
+		key := bytes.Clone(meta.Get(versionKey))
+		if len(key) == 0 {
+			key = make([]byte, 32)
+			_, _ = rand.Read(key) // never fails
+			if err := meta.Put(versionKey, key); err != nil {
 				return fmt.Errorf("keeping the version key: %w", err)
 			}
 		}
+		s.key.Store(&key)
 		if last := meta.Get(bootKey); last != nil && string(last) != string(boot) {
 			if err := rebase(tx, now); err != nil {
 				return err
@@ -230,8 +231,23 @@ func (s *Store) prepare(now grant.Instant) error {
 	})
 }
 
-// VersionKey is a random key of this node's store, for object versions that tell nothing of the content.
-func (s *Store) VersionKey() []byte { return s.key }
+// VersionKey keys object versions, so that they tell nothing of the content: the key that SetVersionKey gave last, also to an
+// earlier process, or else a random one of this store's own. It must not be changed.
+func (s *Store) VersionKey() []byte { return *s.key.Load() }
+
+// SetVersionKey replaces the version key. It holds for this process even when there is an error, which says that it could not be
+// kept for the next one. The caller must not change it, nor call again before it returned.
+func (s *Store) SetVersionKey(key []byte) error {
+	if bytes.Equal(key, s.VersionKey()) {
+		return nil
+	}
+	s.key.Store(&key)
+	err := s.commit(func(tx *bbolt.Tx) error { return tx.Bucket(metaBucket).Put(versionKey, key) })
+	if err != nil {
+		return fmt.Errorf("keeping the version key: %w", err)
+	}
+	return nil
+}
 
 // Close closes the file and gives the lock back.
 func (s *Store) Close() error {

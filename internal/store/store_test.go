@@ -231,6 +231,22 @@ func TestSoundFileIsKept(t *testing.T) {
 	}
 }
 
+// TestVersionKeyIsKept: the key that was given last holds over a restart.
+func TestVersionKeyIsKept(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, config(dir))
+	for _, key := range []string{"first", "second", "second"} {
+		must(t, s.SetVersionKey([]byte(key)))
+		if got := string(s.VersionKey()); got != key {
+			t.Errorf("version key %q, want %q", got, key)
+		}
+	}
+	closeStore(t, s)
+	if got := string(open(t, config(dir)).VersionKey()); got != "second" {
+		t.Errorf("version key %q after a restart", got)
+	}
+}
+
 func TestIndex(t *testing.T) {
 	s := open(t, config(t.TempDir()))
 	for _, g := range []grant.Grant{ // ids begin with the time of birth; here they are put in another order

@@ -115,7 +115,10 @@ func (e *Error) said() string {
 // placeholders fills a row in with what the request and the error know. Names are quoted.
 func placeholders(e *Error, req *spec.Request) *strings.Replacer {
 	auth, pod := req.Spec.Auth, req.Pod
-	claims := claimsOf(req.JWT)
+	claims, audience := claimsOf(req.JWT), quote(req.Audience)
+	if req.JWT.IsZero() && auth.Audience == "" { // it was requested, and what the API server prefers is not known here
+		audience = "the API server's own"
+	}
 	in := ""
 	if ns := req.Spec.Namespace; ns != "" {
 		in = " in namespace " + quote(ns)
@@ -133,7 +136,7 @@ func placeholders(e *Error, req *spec.Request) *strings.Replacer {
 		"{pod namespace}", quote(pod.Namespace),
 		"{subject}", quote(subject(pod)),
 		"{issuer}", claims.issuerOr("that its claim iss names"),
-		"{audience}", claims.audienceOr(quote(req.Audience)),
+		"{audience}", claims.audienceOr(audience),
 		"{path}", quote(e.Path),
 		"{version 2}", version2(e),
 		"{data path}", quote(dataPath(e.Path)),

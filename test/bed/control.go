@@ -70,7 +70,7 @@ func (b *Bed) writeTokens() error {
 	for _, c := range clients {
 		token := rand.Text()
 		fmt.Fprintf(&lines, "%s,%s,%s,%q\n", token, c.user, c.user, c.group)
-		if err := b.writeKubeconfig(c.kubeconfig, token); err != nil {
+		if err := b.writeKubeconfig(c.kubeconfig, token, ""); err != nil {
 			return err
 		}
 	}

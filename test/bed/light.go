@@ -123,7 +123,7 @@ func (b *Bed) makeProviderAccount(ctx context.Context, kubeconfig string) error 
 	if err != nil {
 		return err
 	}
-	return b.writeKubeconfig(kubeconfig, token)
+	return b.writeKubeconfig(kubeconfig, token, daemonSet.Namespace)
 }
 
 func (b *Bed) startLightNode(ctx context.Context) error {

@@ -124,8 +124,8 @@ func (b *Bed) writePEM(name, kind string, der []byte) error {
 	return nil
 }
 
-// writeKubeconfig writes access to the bed's API server with a bearer token.
-func (b *Bed) writeKubeconfig(path, token string) error {
+// writeKubeconfig writes access to the bed's API server with a bearer token; namespace is the one of whoever uses it, empty for none.
+func (b *Bed) writeKubeconfig(path, token, namespace string) error {
 	ca, err := os.ReadFile(b.path("pki", "ca.crt"))
 	if err != nil {
 		return fmt.Errorf("reading the certificate authority: %w", err)
@@ -133,7 +133,7 @@ func (b *Bed) writeKubeconfig(path, token string) error {
 	config := clientcmdapi.NewConfig()
 	config.Clusters["bed"] = &clientcmdapi.Cluster{Server: b.state.Server, CertificateAuthorityData: ca}
 	config.AuthInfos["bed"] = &clientcmdapi.AuthInfo{Token: token}
-	config.Contexts["bed"] = &clientcmdapi.Context{Cluster: "bed", AuthInfo: "bed"}
+	config.Contexts["bed"] = &clientcmdapi.Context{Cluster: "bed", AuthInfo: "bed", Namespace: namespace}
 	config.CurrentContext = "bed"
 	if err := clientcmd.WriteToFile(*config, path); err != nil {
 		return fmt.Errorf("writing a kubeconfig: %w", err)

@@ -251,7 +251,7 @@ func (w *world) start() *process {
 	cluster.OnPod(p.keeper.Wake)
 	cluster.OnSynced(p.keeper.WakeAll)
 	p.service = provider.New(provider.Config{
-		Keeper: p.keeper, VersionKey: p.store.VersionKey(), Version: "sim", Defaults: spec.Defaults{Server: spec.Server{Address: w.vault.URL}},
+		Keeper: p.keeper, VersionKey: p.store.VersionKey, Version: "sim", Defaults: spec.Defaults{Server: spec.Server{Address: w.vault.URL}},
 	})
 	if err := p.keeper.Resume(); err != nil {
 		w.t.Fatal(err)
