@@ -216,6 +216,25 @@ func TestFailedRefreshKeepsTheContent(t *testing.T) {
 	})
 }
 
+// TestRefusedClassIsToldOfARunningPod: the driver hides what a republish is refused for.
+func TestRefusedClassIsToldOfARunningPod(t *testing.T) {
+	bubble(t, 0, func(n *node) {
+		c := n.validCall()
+		param("roleName", "")(n, c)
+		n.refused(c, codes.InvalidArgument)
+		if strings.Contains(n.told.String(), "RefreshFailed") {
+			t.Error("told of a volume that shows nothing yet: kubelet tells that")
+		}
+		c = n.validCall()
+		n.mount(c)
+		param("roleName", "")(n, c)
+		n.refused(c, codes.InvalidArgument)
+		if !strings.Contains(n.told.String(), "RefreshFailed") {
+			t.Error("no event tells of it")
+		}
+	})
+}
+
 func TestFullStoreAsksVaultForNothing(t *testing.T) {
 	bubble(t, 1000, func(n *node) {
 		if got := n.refused(n.validCall(), codes.FailedPrecondition); !strings.Contains(got, "--state-max") {

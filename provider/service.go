@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"time"
 
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
@@ -57,6 +58,9 @@ func (s *Service) Mount(ctx context.Context, in *v1alpha1.MountRequest) (*v1alph
 		Attributes: in.GetAttributes(), Secrets: in.GetSecrets(), TargetPath: in.GetTargetPath(), Permission: in.GetPermission(),
 	}, s.Defaults)
 	if err != nil {
+		if refused, ok := errors.AsType[*spec.Error](err); ok {
+			s.Keeper.Refused(refused)
+		}
 		return nil, statusOf(err, nil)
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience(ctx))

@@ -27,12 +27,15 @@ var (
 	errPanic   = errors.New("the provider failed; its log says where")
 )
 
+// Refused notes that a Mount was refused for what its class says now.
+func (k *Keeper) Refused(e *spec.Error) { k.tell(e.Pod, e.Volume, e.Error()) }
+
 // tell posts an event when a volume that shows something could not be refreshed: the driver hides errors of republishes.
-func (k *Keeper) tell(req *spec.Request, failure error) {
-	grants, err := k.Store.OfVolume(req.Volume)
+func (k *Keeper) tell(pod spec.Pod, volume spec.VolumeKey, failure string) {
+	grants, err := k.Store.OfVolume(volume)
 	shows := slices.ContainsFunc(grants, func(g grant.Grant) bool { return g.State == grant.Active })
 	if err == nil && shows {
-		k.Event(req.Pod, "Warning", "RefreshFailed", fmt.Sprintf("volume %q keeps its content: %s", req.Volume.Volume, vault.Explain(failure, req)))
+		k.Event(pod, "Warning", "RefreshFailed", fmt.Sprintf("volume %q keeps its content: %s", volume.Volume, failure))
 	}
 }
 
@@ -253,7 +256,7 @@ func (k *Keeper) mountGuarded(ctx context.Context, req *spec.Request, f *flight)
 	}()
 	begin := time.Now()
 	if f.files, f.grant, f.err = k.mount(ctx, req); f.err != nil {
-		k.tell(req, f.err)
+		k.tell(req.Pod, req.Volume, vault.Explain(f.err, req))
 	}
 	k.Log.Debug("mount work done", "pod", req.Pod.Namespace+"/"+req.Pod.Name, "volume", req.Volume.Volume, "took", time.Since(begin), "ok", f.err == nil)
 }

@@ -80,6 +80,9 @@ type Defaults struct {
 type Error struct {
 	// Faults is never empty, and bounded in number and length.
 	Faults []string
+	// Pod and Volume are those of the call, as far as they could be read.
+	Pod    Pod
+	Volume VolumeKey
 }
 
 // Error implements error.
@@ -103,7 +106,7 @@ func Parse(in Input, d Defaults) (*Request, error) {
 	p.unknownParameters(raw)
 	req.Volume = p.volume(in.TargetPath, req.Pod.UID)
 	if len(p.faults) > 0 {
-		return nil, &Error{Faults: bounded(p.faults, "faults")}
+		return nil, &Error{Faults: bounded(p.faults, "faults"), Pod: req.Pod, Volume: req.Volume}
 	}
 	req.Warnings = bounded(p.warnings, "warnings")
 	req.Spec.Digest = digest(raw, &req.Spec)

@@ -128,9 +128,11 @@ patches:
   patch: |
     - {op: replace, path: /spec/template/spec/containers/0/imagePullPolicy, value: Never}
     - {op: add, path: /spec/template/spec/containers/0/args/-, value: --vault-addr=%s}
-    - {op: add, path: /spec/template/spec/containers/0/args/-, value: "--allow-vault-addr=%s"}
     - {op: add, path: /spec/template/spec/containers/0/args/-, value: --log-level=debug}
-`, b.state.Vault.Address, b.openAddresses())
+`, b.state.Vault.Address)
+	for _, pattern := range b.openAddresses() {
+		kustomization += fmt.Sprintf("    - {op: add, path: /spec/template/spec/containers/0/args/-, value: %q}\n", "--allow-vault-addr="+pattern)
+	}
 	dir := b.path("manifests", "provider")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return fmt.Errorf("writing Leasehold's patch: %w", err)
@@ -141,8 +143,10 @@ patches:
 	return nil
 }
 
-// openAddresses are those of servers that a test's class may name.
-func (b *Bed) openAddresses() string { return "http://" + b.state.Host + ":*" }
+// openAddresses are patterns of what a test's class may name.
+func (b *Bed) openAddresses() []string {
+	return []string{"http://" + b.state.Host + ":*", "https://" + b.state.Host + ":*", "http://*.invalid:*"}
+}
 
 // splitDaemonSet separates the one DaemonSet of a set of documents from the rest.
 func splitDaemonSet(documents []byte) (rest []byte, daemonSet *appsv1.DaemonSet, err error) {

@@ -74,7 +74,7 @@ func (b *Bed) startLightProvider(ctx context.Context) error {
 		if err := os.MkdirAll(b.state.Provider.StateDir, 0o700); err != nil {
 			return "", fmt.Errorf("making the provider's state folder: %w", err)
 		}
-		err = b.start(ctx, "provider", &process{Args: []string{
+		args := []string{
 			b.state.Provider.Binary, "serve",
 			"--endpoint", b.state.Provider.Endpoint,
 			"--endpoint", b.path("providers", "openbao.sock"),
@@ -83,11 +83,13 @@ func (b *Bed) startLightProvider(ctx context.Context) error {
 			"--state-dir", b.state.Provider.StateDir,
 			"--kubelet-dir", b.state.KubeletDir,
 			"--vault-addr", b.state.Vault.Address,
-			"--allow-vault-addr", b.openAddresses(),
 			"--health-addr", b.state.Provider.HealthAddress,
 			"--log-level", "debug",
-		}})
-		if err != nil {
+		}
+		for _, pattern := range b.openAddresses() {
+			args = append(args, "--allow-vault-addr", pattern)
+		}
+		if err = b.start(ctx, "provider", &process{Args: args}); err != nil {
 			return "", err
 		}
 		return b.state.Provider.Endpoint, b.await(ctx, "provider", b.lightProviderReady)
