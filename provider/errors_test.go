@@ -50,6 +50,15 @@ type explained struct {
 	say    []string
 }
 
+// appRole is a class that logs in by AppRole, with what the pod's Secret holds under a key.
+func appRole(key string, value func(*node) string) func(*node, *call) {
+	return func(n *node, c *call) {
+		n.vault.AppRole("role-id", vaulttest.Role{})
+		delete(c.params, "roleName")
+		c.params["roleId"], c.secrets = "role-id", map[string]string{key: value(n)}
+	}
+}
+
 // loginSays is a login that is answered so, by a Vault in a namespace.
 func loginSays(status int, body string) func(*node, *call) {
 	return func(n *node, c *call) {
@@ -107,6 +116,10 @@ const (
 func loginTable() []explained {
 	const denied, invalid, failing = codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition
 	return []explained{
+		{"secret-id refused", appRole("secretId", func(*node) string { return "stale" }), codes.InvalidArgument,
+			[]string{`Vault said 400 "invalid role or secret ID"; issue a new secret-id`, `(auth mount "approle", AppRole, service account shop/app-sa)`}},
+		{"wrapping token used", appRole("wrappedSecretId", func(*node) string { return "used" }), codes.InvalidArgument,
+			[]string{"unwrapping the secret-id at", "wrap a new secret-id for the pod's nodePublishSecretRef"}},
 		{"service account", loginSays(403, vaultSays("service account name not authorized")), denied,
 			[]string{`Vault said 403 "service account name not authorized"; add "app-sa" to bound_service_account_names of role "my-app-role"`, judged}},
 		{"namespace", loginSays(403, vaultSays("namespace not authorized")), denied,

@@ -164,6 +164,7 @@ func newNode(t *testing.T, maxBytes int64) *node {
 // call is one valid Mount call, for tests to change.
 type call struct {
 	params             map[string]string
+	secrets            map[string]string // of nodePublishSecretRef
 	target, attributes string // attributes take the place of params when they are set
 }
 
@@ -192,7 +193,11 @@ func (c *call) request(t *testing.T) *v1alpha1.MountRequest {
 	if c.attributes != "" {
 		attributes = []byte(c.attributes)
 	}
-	return &v1alpha1.MountRequest{Attributes: string(attributes), Secrets: "{}", Permission: "420", TargetPath: c.target}
+	secrets, err := json.Marshal(c.secrets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &v1alpha1.MountRequest{Attributes: string(attributes), Secrets: string(secrets), Permission: "420", TargetPath: c.target}
 }
 
 // try mounts and returns the answer; what an error says is kept for checkSecrets, as it becomes an event.

@@ -53,6 +53,9 @@ type Grant struct {
 	// Token is zero until the login's reply is recorded.
 	Token    secret.Value
 	Accessor secret.Value
+	// SecretID is what a wrapped secret-id was unwrapped to, which can be done once: later logins of the volume need it. Zero when none
+	// was.
+	SecretID secret.Value
 	// Login is the token's life.
 	Login Term
 	// Unleasable says why nothing leased may be read under the token; empty when it may.

@@ -162,12 +162,12 @@ func (k *Keeper) settleSynced(ctx context.Context, id string, req *spec.Request)
 func (k *Keeper) fill(ctx context.Context, client *vault.Client, g grant.Grant, req *spec.Request) (files []render.File, inDoubt grant.Instant, err error) {
 	s := session(&g)
 	if g.Token.IsZero() {
-		jwt, err := k.jwt(ctx, req)
+		with, err := k.credentials(ctx, client, g, req)
 		if err != nil {
 			return nil, 0, err
 		}
-		if s, err = k.logIn(ctx, client, g, jwt); err != nil {
-			return nil, 0, err
+		if s, err = k.logIn(ctx, client, g, with); err != nil {
+			return nil, 0, k.refusedSecretID(g, err)
 		}
 		if g, err = k.Store.Get(g.ID); err != nil {
 			return nil, 0, err
@@ -215,6 +215,9 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 		for _, g := range grants {
 			fresh.Created = min(fresh.Created, g.Created)
 			same := g.Digest == req.Spec.Digest
+			if same && !g.SecretID.IsZero() {
+				fresh.SecretID = g.SecretID
+			}
 			switch {
 			case g.State == grant.Active:
 				c.shown, c.ends = true, grant.Earliest(c.ends, g.Ends(now))
@@ -225,7 +228,7 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 				if !same || g.ID == except || !g.Readable(now) || g.TokenDue(now) {
 					continue
 				}
-			case g.State == grant.Partial && same && g.ID != except && g.Readable(now):
+			case g.State == grant.Partial && same && g.ID != except && (g.Token.IsZero() || g.Readable(now)):
 				g.State = grant.Pending // a crash from here on leaves reads that nobody knows of
 			case g.State == grant.Partial, g.State == grant.Pending:
 				g.State, g.Expire, g.Cause = grant.Revoking, "", "a later mount of the volume cannot go on from it"
@@ -307,7 +310,7 @@ func (k *Keeper) activate(c claim) (active grant.Grant, err error) {
 	return active, nil
 }
 
-// setBack records that the work failed. Without a token there is nothing to keep; what found no room would only be read, and
+// setBack records that the work failed. Without a token or an unwrapped secret-id there is nothing to keep; what found no room would only be read, and
 // leased, again at the next try.
 func (k *Keeper) setBack(c claim, failure error) error {
 	now := k.Now()
@@ -320,7 +323,7 @@ func (k *Keeper) setBack(c claim, failure error) error {
 	})
 	switch {
 	case err != nil:
-	case g.Token.IsZero():
+	case g.Token.IsZero() && g.SecretID.IsZero():
 		err = k.Store.Delete(g.ID)
 	case g.State == grant.Partial && errors.Is(failure, store.ErrFull):
 		err = k.letGo(g.ID, "its answers found no room in the store")

@@ -31,6 +31,48 @@ func (k *Keeper) begin(ctx context.Context) (context.Context, context.CancelFunc
 	return ctx, cancel, nil
 }
 
+// credentials are what the pod's login is made with.
+func (k *Keeper) credentials(ctx context.Context, client *vault.Client, g grant.Grant, req *spec.Request) (with vault.Credentials, err error) {
+	if req.Spec.Auth.Method == spec.AppRole {
+		with.SecretID, err = k.secretID(ctx, client, g, req)
+	} else {
+		with.JWT, err = k.jwt(ctx, req)
+	}
+	return with, err
+}
+
+// secretID is AppRole's, unwrapped. That can be done once, so that it is recorded right after, for the logins to come.
+func (k *Keeper) secretID(ctx context.Context, client *vault.Client, g grant.Grant, req *spec.Request) (secret.Value, error) {
+	if !req.Wrapped {
+		return req.SecretID, nil
+	}
+	if !g.SecretID.IsZero() {
+		return g.SecretID, nil
+	}
+	ctx, cancel, err := k.begin(ctx)
+	if err != nil {
+		return secret.Value{}, err
+	}
+	defer cancel()
+	id, err := client.Unwrap(ctx, g.Namespace, req.SecretID)
+	if err != nil {
+		return secret.Value{}, err
+	}
+	if _, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.SecretID = id; return nil }); err != nil {
+		return secret.Value{}, fmt.Errorf("recording the secret-id: %w", err)
+	}
+	return id, nil
+}
+
+// refusedSecretID forgets a secret-id that Vault refused: the next try unwraps what the pod's Secret holds then.
+func (k *Keeper) refusedSecretID(g grant.Grant, refusal error) error {
+	if g.Auth.Method != spec.AppRole || vault.KindOf(refusal) != vault.Invalid {
+		return refusal
+	}
+	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.SecretID = secret.Value{}; return nil })
+	return errors.Join(refusal, err)
+}
+
 // jwt is the token to log in with: kubelet's, or else one that is requested. A request that is cut off leaves nothing in Vault, so it
 // ends with ctx.
 func (k *Keeper) jwt(ctx context.Context, req *spec.Request) (secret.Value, error) {
@@ -48,7 +90,7 @@ func (k *Keeper) jwt(ctx context.Context, req *spec.Request) (secret.Value, erro
 }
 
 // logIn logs in, records the token, and then shortens its life to the orphan TTL.
-func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant, jwt secret.Value) (vault.Session, error) {
+func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant, with vault.Credentials) (vault.Session, error) {
 	ctx, cancel, err := k.begin(ctx)
 	if err != nil {
 		return vault.Session{}, err
@@ -57,7 +99,7 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 	// Asked before, since nothing may stand between the token's arrival and its record. It is mostly known already.
 	cluster := client.RecentCluster(ctx)
 	from := k.Now()
-	login, err := client.LogIn(ctx, g.Namespace, g.Auth, jwt)
+	login, err := client.LogIn(ctx, g.Namespace, g.Auth, with)
 	if err != nil {
 		return vault.Session{}, err
 	}

@@ -20,12 +20,16 @@ const (
 	OpenBao Provider = "openbao"
 )
 
-const objectsKey = "objects"
+const (
+	objectsKey = "objects"
+	roleName   = "roleName"
+)
 
 // The parameters of Leasehold's own.
 const (
 	onPodEnd     = "onPodEnd"
 	syncedLeases = "syncedLeases"
+	roleID       = "roleId"
 )
 
 const vaultPrefix = "vault"
@@ -46,7 +50,7 @@ func (p Provider) prefixes() []string {
 
 // Parameters lists every parameter that a provider's class may have, sorted.
 func (p Provider) Parameters() []string {
-	known := []string{"roleName", objectsKey, "audience", onPodEnd, syncedLeases}
+	known := []string{roleName, roleID, objectsKey, "audience", onPodEnd, syncedLeases}
 	for _, prefix := range p.prefixes() {
 		for _, name := range prefixed {
 			known = append(known, prefix+name)

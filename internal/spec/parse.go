@@ -103,6 +103,7 @@ func Parse(in Input, d Defaults) (*Request, error) {
 
 		Audience: p.audience(),
 	}
+	req.SecretID, req.Wrapped = p.secretID(req.Spec.Auth, in.Secrets)
 	p.unknownParameters(raw)
 	req.Volume = p.volume(in.TargetPath, req.Pod.UID)
 	if len(p.faults) > 0 {
@@ -312,9 +313,12 @@ func (p *parser) permission(text string) int32 {
 // jwt looks among the attributes first, then among the secrets: drivers up to v1.5 do not copy the tokens over. No token is
 // no fault: a republish needs none.
 func (p *parser) jwt(secrets string) secret.Value {
+	if p.params[roleID] != "" {
+		return secret.Value{} // it logs in with something else
+	}
 	text := p.params[tokens]
 	if text == "" {
-		text = p.secretTokens(secrets)
+		text = p.secretValues(secrets)[tokens]
 	}
 	if text == "" {
 		return secret.Value{}
@@ -332,20 +336,39 @@ func (p *parser) jwt(secrets string) secret.Value {
 // audience is that of the token to log in with, among those that kubelet sent.
 func (p *parser) audience() string { return cmp.Or(p.params["audience"], string(p.provider)) }
 
-func (p *parser) secretTokens(secrets string) string {
+// The keys of the Secret that nodePublishSecretRef names.
+const (
+	secretIDKey  = "secretId"
+	wrappedIDKey = "wrappedSecretId"
+)
+
+// secretID reads AppRole's. That there is none is no fault: a role can do without, and a republish needs none.
+func (p *parser) secretID(auth Auth, secrets string) (id secret.Value, wrapped bool) {
+	if auth.Method != AppRole {
+		return secret.Value{}, false
+	}
+	values := p.secretValues(secrets)
+	plain, wrapping := strings.TrimSpace(values[secretIDKey]), strings.TrimSpace(values[wrappedIDKey])
+	if plain != "" && wrapping != "" {
+		p.faultf(place{}, "the Secret of nodePublishSecretRef holds both %s and %s; only one may be there", secretIDKey, wrappedIDKey)
+	}
+	return secret.New(plain + wrapping), wrapping != ""
+}
+
+func (p *parser) secretValues(secrets string) map[string]string {
 	if secrets == "" {
-		return ""
+		return nil
 	}
 	if len(secrets) > maxSecrets {
 		p.faultf(place{}, "the secrets are larger than %d bytes", maxSecrets)
-		return ""
+		return nil
 	}
 	var values map[string]string
 	if err := json.Unmarshal([]byte(secrets), &values); err != nil {
 		p.faultf(place{}, "the secrets are not a JSON object of texts")
-		return ""
+		return nil
 	}
-	return values[tokens]
+	return values
 }
 
 // printable returns what is wrong with a text of one line; nil for the empty text.

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"errors"
 	"net/url"
 	"path"
@@ -18,15 +19,18 @@ var (
 )
 
 func (p *parser) auth(mount string) Auth {
-	auth := Auth{Mount: p.authMount(), Role: p.text("roleName"), Audience: p.text("audience")}
-	if auth.Mount == "" {
-		auth.Mount = mount
+	auth := Auth{Mount: p.authMount(), Role: p.text(roleName), RoleID: p.text(roleID), Audience: p.text("audience")}
+	if auth.RoleID != "" {
+		auth.Method = AppRole
+		auth.Mount = cmp.Or(auth.Mount, string(AppRole))
+		if p.params[roleName] != "" {
+			p.warnf(p.at(roleName), "roleName has no effect beside roleId, which logs in by AppRole")
+		}
+		return auth
 	}
-	if auth.Mount == "" {
-		auth.Mount = defaultAuthMount
-	}
-	if p.params["roleName"] == "" {
-		p.faultf(p.at("roleName"), "roleName is missing: it names the Vault role to log in with")
+	auth.Mount = cmp.Or(auth.Mount, mount, defaultAuthMount)
+	if p.params[roleName] == "" {
+		p.faultf(p.at(roleName), "roleName is missing: it names the Vault role to log in with (roleId is for AppRole)")
 	}
 	return auth
 }

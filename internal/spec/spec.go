@@ -13,6 +13,10 @@ type Request struct {
 	// Class is the SecretProviderClass's name; its namespace is the pod's.
 	Class string
 	Spec  Spec
+	// SecretID is AppRole's second half, from the Secret that the pod's nodePublishSecretRef names; zero when it has none. Wrapped: it
+	// is the token of a response wrapping that holds the secret-id, and that can be used once.
+	SecretID secret.Value
+	Wrapped  bool
 	// JWT is the pod's service account token for Spec.Auth.Audience; the zero value when kubelet sent none, which
 	// matters only when a login is needed.
 	JWT secret.Value
@@ -89,8 +93,22 @@ type Server struct {
 	TLSFolder string `json:",omitempty"`
 }
 
-// Auth is a login by service account token.
+// AuthMethod is a way to log in to Vault.
+type AuthMethod string
+
+// The methods.
+const (
+	// Kubernetes logs in with a service account token of the pod, at an auth mount of the kubernetes or the jwt method.
+	Kubernetes AuthMethod = ""
+	// AppRole logs in with Auth.RoleID and the pod's secret-id.
+	AppRole AuthMethod = "approle"
+)
+
+// Auth is a login.
 type Auth struct {
+	Method AuthMethod `json:",omitempty"`
+	// RoleID is AppRole's; empty for every other method.
+	RoleID string `json:",omitempty"`
 	// Mount is the auth mount without auth/ and slashes, for example kubernetes.
 	Mount string
 	Role  string

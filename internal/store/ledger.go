@@ -29,6 +29,7 @@ type record struct {
 	Cluster        string         `json:"cluster,omitempty"`
 	Token          string         `json:"token,omitempty"`
 	Accessor       string         `json:"accessor,omitempty"`
+	SecretID       string         `json:"secretId,omitempty"`
 	Login          grant.Term     `json:"login"`
 	Unleasable     string         `json:"unleasable,omitempty"`
 	Leases         []leaseRecord  `json:"leases,omitempty"`
@@ -61,7 +62,7 @@ func putGrant(tx *bbolt.Tx, g grant.Grant) error {
 		ID: g.ID, Volume: g.Volume, Pod: g.Pod, Class: g.Class,
 		Server: g.Server, VaultNamespace: g.Namespace, Auth: g.Auth, Digest: g.Digest,
 		State: g.State, Created: g.Created, Cluster: g.Cluster,
-		Token: g.Token.Reveal(), Accessor: g.Accessor.Reveal(), Login: g.Login, Unleasable: g.Unleasable,
+		Token: g.Token.Reveal(), Accessor: g.Accessor.Reveal(), SecretID: g.SecretID.Reveal(), Login: g.Login, Unleasable: g.Unleasable,
 		BusyUntil: g.BusyUntil, Tried: g.Tried, FolderSeen: g.FolderSeen, Grace: g.Grace,
 		Gap: g.Gap, Unanswered: g.Unanswered, Answered: g.Answered, Expire: g.Expire, SyncAsked: g.SyncAsked,
 		Cause: g.Cause, Failures: g.Failures, Problem: g.Problem,
@@ -102,7 +103,7 @@ func (r *record) grant() grant.Grant {
 		ID: r.ID, Volume: r.Volume, Pod: r.Pod, Class: r.Class,
 		Server: r.Server, Namespace: r.VaultNamespace, Auth: r.Auth, Digest: r.Digest,
 		State: r.State, Created: r.Created, Cluster: r.Cluster,
-		Token: secret.New(r.Token), Accessor: secret.New(r.Accessor), Login: r.Login, Unleasable: r.Unleasable,
+		Token: secret.New(r.Token), Accessor: secret.New(r.Accessor), SecretID: secret.New(r.SecretID), Login: r.Login, Unleasable: r.Unleasable,
 		BusyUntil: r.BusyUntil, Tried: r.Tried, FolderSeen: r.FolderSeen, Grace: r.Grace,
 		Gap: r.Gap, Unanswered: r.Unanswered, Answered: r.Answered, Expire: r.Expire, SyncAsked: r.SyncAsked,
 		Cause: r.Cause, Failures: r.Failures, Problem: r.Problem,

@@ -69,7 +69,7 @@ items:
 `
 	const want = `15 warning one: secretObjects: Secret "synced" outlives the pod, and object "user" comes from "database/creds/app", which looks leased: the lease will run out at the pod's end instead of being revoked; say syncedLeases: revoke or refuse to choose otherwise
 16 warning one: secretObjects: Secret "synced" wants object "missing", which objects does not have: the driver will not make the Secret
-18 fault one: roleName is missing: it names the Vault role to log in with
+18 fault one: roleName is missing: it names the Vault role to log in with (roleId is for AppRole)
 18 warning one: parameter "rolename" is unknown and has no effect; did you mean roleName?
 19 fault one: parameter "vaultSkipTLSVerify" is not a text, and the API server takes nothing else: put it in quotes
 24 warning one: filePermission 440 is a decimal number for YAML: the mode is 0670; write 0670, or 0440 if that is meant

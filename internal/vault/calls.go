@@ -80,15 +80,41 @@ func seconds(n int64) time.Duration {
 // OpLogin is Error.Op of a login.
 const OpLogin = "logging in"
 
-// LogIn logs in with a service account token. What a Vault Agent answers from its cache is refused: the token is somebody's already.
-func (c *Client) LogIn(ctx context.Context, namespace string, auth spec.Auth, jwt secret.Value) (Login, error) {
-	body, err := json.Marshal(map[string]string{"role": auth.Role, "jwt": jwt.Reveal()})
+// Credentials are what a login is made with, besides what spec.Auth says.
+type Credentials struct {
+	// JWT is a service account token.
+	JWT secret.Value
+	// SecretID is AppRole's; zero for a role that binds none.
+	SecretID secret.Value
+}
+
+// logins make the body of a login, by method. The path is auth/<mount>/login for all of them.
+var logins = map[spec.AuthMethod]func(spec.Auth, Credentials) map[string]string{
+	spec.Kubernetes: func(auth spec.Auth, c Credentials) map[string]string {
+		return map[string]string{"role": auth.Role, "jwt": c.JWT.Reveal()}
+	},
+	spec.AppRole: func(auth spec.Auth, c Credentials) map[string]string {
+		body := map[string]string{"role_id": auth.RoleID}
+		if !c.SecretID.IsZero() {
+			body["secret_id"] = c.SecretID.Reveal()
+		}
+		return body
+	},
+}
+
+// LogIn logs in. What a Vault Agent answers from its cache is refused: the token is somebody's already.
+func (c *Client) LogIn(ctx context.Context, namespace string, auth spec.Auth, with Credentials) (Login, error) {
+	bodyOf, ok := logins[auth.Method]
+	if !ok { // of a newer version's record
+		return Login{}, &Error{Kind: Unusable, Op: OpLogin, Server: c.server.Address, Err: fmt.Errorf("the auth method %q is not known", auth.Method)}
+	}
+	body, err := json.Marshal(bodyOf(auth, with))
 	if err != nil {
 		return Login{}, fmt.Errorf("encoding the login: %w", err)
 	}
 	const op = OpLogin
 	out, err := c.retry(ctx, call{
-		op: op, method: http.MethodPut, path: "auth/" + auth.Mount + "/login", namespace: namespace, body: body, hide: []secret.Value{jwt},
+		op: op, method: http.MethodPut, path: "auth/" + auth.Mount + "/login", namespace: namespace, body: body, hide: []secret.Value{with.JWT, with.SecretID},
 	})
 	if err != nil {
 		return Login{}, err
@@ -129,6 +155,27 @@ func unleasable(a *authBlock) string {
 		}
 	}
 	return "the role's tokens lack the policy \"default\" (token_no_default_policy), so that they could not be renewed or revoked; add it for leased secrets"
+}
+
+// Unwrap returns the secret-id behind a wrapping token, which is used up by it.
+func (c *Client) Unwrap(ctx context.Context, namespace string, wrapping secret.Value) (secret.Value, error) {
+	const op = "unwrapping the secret-id"
+	out, err := c.retry(ctx, call{op: op, method: http.MethodPut, path: "sys/wrapping/unwrap", namespace: namespace, token: wrapping})
+	if err != nil {
+		return secret.Value{}, err
+	}
+	var e struct {
+		Data struct {
+			SecretID string `json:"secret_id"`
+		} `json:"data"`
+	}
+	if err := c.decode(op, out.body, &e); err != nil {
+		return secret.Value{}, err
+	}
+	if e.Data.SecretID == "" {
+		return secret.Value{}, &Error{Kind: NotVault, Op: op, Server: c.server.Address, Err: errors.New("what was wrapped holds no secret_id")}
+	}
+	return secret.New(e.Data.SecretID), nil
 }
 
 // Read makes one request of a spec. It is sent once, unless Vault proved that it did not execute it.

@@ -17,6 +17,10 @@ var causes = []cause{
 		next: `check that the address is Vault's: a proxy, or another server, answered`},
 
 	// The service account token, as the kubernetes method (403) and the jwt method (400) judge it.
+	{op: login, says: []string{"invalid role or secret ID", "invalid secret id", "invalid role ID", "invalid role_id", "missing secret_id"}, // [S]
+		next: `issue a new secret-id for the pod's nodePublishSecretRef, which has run out, was used up or belongs to another role, and compare roleId with that of the role`},
+	{says: []string{"wrapping token is not valid or does not exist"},
+		next: `wrap a new secret-id for the pod's nodePublishSecretRef: a wrapping token can be used once, and this one has run out or was used, maybe by somebody else`},
 	{op: login, says: []string{"service account name not authorized"},
 		next: `add {account} to bound_service_account_names of role {role}, or run the pod with a service account that is listed there`},
 	{op: login, says: []string{"namespace not authorized err="},

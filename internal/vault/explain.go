@@ -47,7 +47,11 @@ func who(req *spec.Request, claims bool) string {
 		fmt.Fprintf(&b, "namespace %s, ", quote(ns))
 	}
 	auth, pod := req.Spec.Auth, req.Pod
-	fmt.Fprintf(&b, "auth mount %s, role %s, service account %s/%s", quote(auth.Mount), quote(auth.Role), shorten(pod.Namespace, maxName), shorten(pod.ServiceAccount, maxName))
+	role := "role " + quote(auth.Role)
+	if auth.Method == spec.AppRole {
+		role = "AppRole"
+	}
+	fmt.Fprintf(&b, "auth mount %s, %s, service account %s/%s", quote(auth.Mount), role, shorten(pod.Namespace, maxName), shorten(pod.ServiceAccount, maxName))
 	if claims && !req.JWT.IsZero() {
 		b.WriteString(", " + claimsOf(req.JWT).describe(subject(pod)))
 	}

@@ -41,7 +41,7 @@ func world(t *testing.T) (*vaulttest.Vault, *vault.Client, vault.Login) {
 	v.Dynamic(creds.Path, vaulttest.Dynamic{TTL: time.Minute, MaxTTL: 10 * time.Minute})
 	v.KV2("secret/data/x", map[string]any{"k": "v"})
 	c := client(t, v)
-	login, err := c.LogIn(t.Context(), "", auth, secret.New(v.JWT("default", "my-app")))
+	login, err := c.LogIn(t.Context(), "", auth, vault.Credentials{JWT: secret.New(v.JWT("default", "my-app"))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,11 +186,11 @@ func TestLoginIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, c, _ := world(t)
 		jwt := secret.New(v.JWT("default", "another"))
-		_, err := c.LogIn(t.Context(), "", auth, jwt)
+		_, err := c.LogIn(t.Context(), "", auth, vault.Credentials{JWT: jwt})
 		if vault.KindOf(err) != vault.Denied || !strings.Contains(err.Error(), "service account name not authorized") {
 			t.Errorf("got %v", err)
 		}
-		_, err = c.LogIn(t.Context(), "", spec.Auth{Mount: "kubernetes", Role: "nobody"}, jwt)
+		_, err = c.LogIn(t.Context(), "", spec.Auth{Mount: "kubernetes", Role: "nobody"}, vault.Credentials{JWT: jwt})
 		if vault.KindOf(err) != vault.Invalid || !strings.Contains(err.Error(), "nobody") {
 			t.Errorf("got %v", err)
 		}
@@ -201,11 +201,11 @@ func TestLoginFromACacheIsRefused(t *testing.T) {
 	v, c, _ := world(t)
 	v.CacheLogins(true)
 	jwt := secret.New(v.JWT("default", "my-app"))
-	login, err := c.LogIn(t.Context(), "", auth, jwt)
+	login, err := c.LogIn(t.Context(), "", auth, vault.Credentials{JWT: jwt})
 	if err != nil {
 		t.Fatalf("what the cache did not have: %v", err)
 	}
-	_, err = c.LogIn(t.Context(), "", auth, jwt)
+	_, err = c.LogIn(t.Context(), "", auth, vault.Credentials{JWT: jwt})
 	if vault.KindOf(err) != vault.Shared || !strings.Contains(err.Error(), "X-Cache: HIT") || !strings.Contains(err.Error(), "share one token") {
 		t.Errorf("got %v", err)
 	}
@@ -225,7 +225,7 @@ func TestHostileServerDoesNotSpeakThroughUs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = c.LogIn(t.Context(), "", auth, secret.New(jwt))
+	_, err = c.LogIn(t.Context(), "", auth, vault.Credentials{JWT: secret.New(jwt)})
 	if text := err.Error(); strings.Contains(text, jwt) || strings.ContainsAny(text, "\n\x1b") || len(text) > 1000 {
 		t.Errorf("got %q", text)
 	}
@@ -293,7 +293,7 @@ func TestUnixSocket(t *testing.T) {
 	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: v}}
 	srv.Start()
 	defer srv.Close()
-	login, err := c.LogIn(t.Context(), "", auth, jwt)
+	login, err := c.LogIn(t.Context(), "", auth, vault.Credentials{JWT: jwt})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +351,7 @@ func TestReadOverAKeptConnectionIsSentOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	login, err := c.LogIn(t.Context(), "", auth, secret.New(v.JWT("default", "my-app")))
+	login, err := c.LogIn(t.Context(), "", auth, vault.Credentials{JWT: secret.New(v.JWT("default", "my-app"))})
 	if err != nil {
 		t.Fatal(err)
 	}

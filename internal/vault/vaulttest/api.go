@@ -46,6 +46,9 @@ func (v *Vault) routeLocked(c *call, now time.Time) (reply, step) {
 		}
 		return reply{}, v.login(c, mount)
 	}
+	if c.path == "sys/wrapping/unwrap" && c.writes() {
+		return reply{}, func(time.Time) (reply, step) { return v.unwrapLocked(c.header.Get("X-Vault-Token")), nil }
+	}
 	t, refusal := v.admitLocked(c, now)
 	if t == nil {
 		return refusal, nil
@@ -170,6 +173,8 @@ func (v *Vault) lastUse(t *token, s step) step {
 type fields struct {
 	Role       string
 	JWT        string
+	RoleID     string `json:"role_id"`
+	SecretID   string `json:"secret_id"`
 	LeaseID    string `json:"lease_id"`
 	Increment  wireDuration
 	CommonName string `json:"common_name"`

@@ -178,6 +178,9 @@ func (v *Vault) makeLogin(c *call, mount string) step {
 		if bad != nil {
 			return *bad, nil
 		}
+		if f.RoleID != "" {
+			return v.appRoleLocked(f, mount, now), nil
+		}
 		if f.Role == "" {
 			return failure(http.StatusBadRequest, "missing role"), nil
 		}

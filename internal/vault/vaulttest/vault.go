@@ -42,23 +42,25 @@ type Vault struct {
 	requests sync.WaitGroup
 	closed   chan struct{} // closed at the end of the test: nothing is held any more
 
-	mu       sync.Mutex // guards everything below
-	listener *listener  // nil before Serve
-	cut      chan struct{}
-	tokens   []*token
-	leases   []*lease
-	pending  agenda
-	byID     map[string]*token
-	byLease  map[string]*lease
-	roles    map[string]Role      // :: auth mount/role name → role
-	mounts   map[string]missing   // :: first path segment → the answer below it where nothing is
-	secrets  map[string]engine    // :: path → what answers there
-	dynamics map[string]Dynamic   // :: path → role, as it is now
-	versions map[string][]version // :: path → versions of a KV 2 secret
-	users    map[string]User      // :: name → user
-	podsGone map[string]bool      // :: namespace/name → deleted
-	log      []Request
-	issued   []string
+	mu        sync.Mutex // guards everything below
+	listener  *listener  // nil before Serve
+	cut       chan struct{}
+	tokens    []*token
+	leases    []*lease
+	pending   agenda
+	byID      map[string]*token
+	byLease   map[string]*lease
+	roles     map[string]Role      // :: auth mount/role name → role
+	secretIDs map[string]string    // :: AppRole's secret-id → role-id
+	wrapped   map[string]string    // :: wrapping token → secret-id
+	mounts    map[string]missing   // :: first path segment → the answer below it where nothing is
+	secrets   map[string]engine    // :: path → what answers there
+	dynamics  map[string]Dynamic   // :: path → role, as it is now
+	versions  map[string][]version // :: path → versions of a KV 2 secret
+	users     map[string]User      // :: name → user
+	podsGone  map[string]bool      // :: namespace/name → deleted
+	log       []Request
+	issued    []string
 	weather
 }
 
@@ -66,19 +68,21 @@ type Vault struct {
 // every request has been answered.
 func New(t testing.TB) *Vault {
 	v := &Vault{
-		URL:      "http://vault.test:8200",
-		closed:   make(chan struct{}),
-		cut:      make(chan struct{}),
-		byID:     map[string]*token{},
-		byLease:  map[string]*lease{},
-		roles:    map[string]Role{},
-		mounts:   map[string]missing{},
-		secrets:  map[string]engine{},
-		dynamics: map[string]Dynamic{},
-		versions: map[string][]version{},
-		users:    map[string]User{},
-		podsGone: map[string]bool{},
-		weather:  weather{cluster: "cluster-" + rand.Text()},
+		URL:       "http://vault.test:8200",
+		closed:    make(chan struct{}),
+		cut:       make(chan struct{}),
+		byID:      map[string]*token{},
+		byLease:   map[string]*lease{},
+		roles:     map[string]Role{},
+		secretIDs: map[string]string{},
+		wrapped:   map[string]string{},
+		mounts:    map[string]missing{},
+		secrets:   map[string]engine{},
+		dynamics:  map[string]Dynamic{},
+		versions:  map[string][]version{},
+		users:     map[string]User{},
+		podsGone:  map[string]bool{},
+		weather:   weather{cluster: "cluster-" + rand.Text()},
 	}
 	t.Cleanup(func() {
 		close(v.closed)
