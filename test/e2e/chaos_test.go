@@ -317,28 +317,36 @@ func refusedLogin(text string) bool {
 		strings.Contains(text, "password authentication failed") || strings.Contains(text, "does not exist") || strings.Contains(text, "is not permitted to log in")
 }
 
-// everybodyWorks waits until what every guest shows logs in.
+// everybodyWorks waits until what every guest shows logs in, and then what every pod of kubelet's does, which republishes at a pace of
+// its own.
 func (c *chaos) everybodyWorks(when string) {
 	c.t.Helper()
 	begin := time.Now()
 	c.mu.Lock()
-	waiting := slices.Clone(c.guests)
+	guests, apps := slices.Clone(c.guests), slices.Clone(c.apps)
 	c.mu.Unlock()
 	c.eventually(c.t, "every volume shows working credentials "+when, func(ctx context.Context) error {
-		waiting = slices.DeleteFunc(waiting, func(g *guest) bool {
+		guests = slices.DeleteFunc(guests, func(g *guest) bool {
 			g.mu.Lock()
 			files := g.files
 			g.mu.Unlock()
 			return files != nil && c.bed.CanLogIn(ctx, files["db_user"], files["db_pass"]) == nil
 		})
-		if len(waiting) > 0 {
-			return fmt.Errorf("%d do not", len(waiting))
+		apps = slices.DeleteFunc(apps, func(pod *corev1.Pod) bool {
+			folder := filepath.Join(c.volumeFolder(pod, volume), "mount")
+			user, err := os.ReadFile(filepath.Join(folder, "db_user"))
+			password, err2 := os.ReadFile(filepath.Join(folder, "db_pass"))
+			return err == nil && err2 == nil && c.bed.CanLogIn(ctx, string(user), string(password)) == nil
+		})
+		if len(guests)+len(apps) > 0 {
+			return fmt.Errorf("%d do not", len(guests)+len(apps))
 		}
 		return nil
 	})
 	if took := time.Since(begin); took > recovery {
 		c.t.Errorf("it took %s %s until every volume showed working credentials", took.Round(time.Second), when)
 	}
+	wait(c.t.Context(), 3*time.Second) // for a probe that began with the credentials before
 }
 
 var chaosKinds = []string{"provider killed", "Vault sealed", "Vault stopped", "PostgreSQL stopped", "API server stopped", "forced deletes", "deletes and jobs"}
