@@ -165,7 +165,7 @@ func newNode(t *testing.T, maxBytes int64) *node {
 type call struct {
 	params             map[string]string
 	secrets            map[string]string // of nodePublishSecretRef
-	target, attributes string // attributes take the place of params when they are set
+	target, attributes string            // attributes take the place of params when they are set
 }
 
 func (n *node) validCall() *call {

@@ -117,7 +117,8 @@ func (b *Bed) writeProviderManifests() error {
 	if err := os.CopyFS(b.path("manifests", "base"), base); err != nil {
 		return fmt.Errorf("copying Leasehold's manifests: %w", err)
 	}
-	kustomization := fmt.Sprintf(`resources:
+	var kustomization strings.Builder
+	_, _ = fmt.Fprintf(&kustomization, `resources:
 - ../base
 images:
 - name: leasehold
@@ -131,13 +132,13 @@ patches:
     - {op: add, path: /spec/template/spec/containers/0/args/-, value: --log-level=debug}
 `, b.state.Vault.Address)
 	for _, pattern := range b.openAddresses() {
-		kustomization += fmt.Sprintf("    - {op: add, path: /spec/template/spec/containers/0/args/-, value: %q}\n", "--allow-vault-addr="+pattern)
+		_, _ = fmt.Fprintf(&kustomization, "    - {op: add, path: /spec/template/spec/containers/0/args/-, value: %q}\n", "--allow-vault-addr="+pattern)
 	}
 	dir := b.path("manifests", "provider")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return fmt.Errorf("writing Leasehold's patch: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(kustomization), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(kustomization.String()), 0o644); err != nil {
 		return fmt.Errorf("writing Leasehold's patch: %w", err)
 	}
 	return nil

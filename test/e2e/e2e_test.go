@@ -17,6 +17,7 @@ func TestEndToEnd(t *testing.T) {
 		{"the class of the documentation", s.exampleClass},
 		{"two volumes of one pod", s.twoVolumes},
 		{"key-value secrets and a certificate", s.staticSecrets},
+		{"logins by AppRole", s.logsInByAppRole},
 		{"a pod older than its lease's TTL", s.outlivesTTL},
 		{"a graceful end with a preStop", s.gracefulEnd},
 		{"a job that completes", s.jobCompletes},

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/api"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -156,6 +157,62 @@ func (s *suite) staticSecrets(t *testing.T) {
 		t.Errorf("Vault was asked %v, want %v", requests, want)
 	}
 	p.delete(pod, metav1.DeleteOptions{})
+	p.awaitNothing()
+}
+
+// logsInByAppRole mounts by AppRole, once with a secret-id and once with a wrapped one, which is used up by the first login.
+func (s *suite) logsInByAppRole(t *testing.T) {
+	p := s.newPlace(t, "approle")
+	ctx, mount, vault := t.Context(), p.role+"/approle", p.vault
+	if err := vault.Sys().EnableAuthWithOptionsWithContext(ctx, mount, &api.EnableAuthOptions{Type: "approle"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = vault.Sys().DisableAuth(mount) })
+	at := "auth/" + mount + "/role/app"
+	if _, err := vault.Logical().WriteWithContext(ctx, at, map[string]any{"token_policies": "my-app", "token_ttl": "20m"}); err != nil {
+		t.Fatal(err)
+	}
+	role, err := vault.Logical().ReadWithContext(ctx, at+"/role-id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.class("db", map[string]string{"roleId": role.Data["role_id"].(string), "vaultAuthMountPath": mount, "objects": credentials(p.role)})
+	wrapping, err := vault.Clone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrapping.SetToken(vault.Token())
+	wrapping.SetWrappingLookupFunc(func(string, string) string { return "30m" })
+	var pods []*corev1.Pod
+	for key, client := range map[string]*api.Client{"secretId": vault, "wrappedSecretId": wrapping} {
+		issued, err := client.Logical().WriteWithContext(ctx, at+"/secret-id", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		value := ""
+		if issued.WrapInfo != nil {
+			value = issued.WrapInfo.Token
+		} else {
+			value = issued.Data["secret_id"].(string)
+		}
+		p.secrets.add("a "+key, value)
+		name := strings.ToLower(key)
+		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}, StringData: map[string]string{key: value}}
+		if _, err := p.bed.Client().CoreV1().Secrets(p.ns).Create(ctx, secret, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		pod := newPod(name, "db")
+		pod.Spec.Volumes[0].CSI.NodePublishSecretRef = &corev1.LocalObjectReference{Name: name}
+		pods = append(pods, p.run(pod))
+	}
+	for _, pod := range pods {
+		p.mustLogIn(p.login(pod))
+	}
+	other := newPod("other", "db")
+	other.Spec.Volumes[0].CSI.NodePublishSecretRef = &corev1.LocalObjectReference{Name: "wrappedsecretid"}
+	p.create(other)
+	p.awaitComplaint("other", "wrapping token is not valid or does not exist", "wrap a new secret-id")
+	p.deleteAll()
 	p.awaitNothing()
 }
 
