@@ -97,7 +97,6 @@ func realClasses(vault string) []realClass {
 
 		// credentials, both files from one read
 		{name: "database", objects: "- {objectName: u, secretPath: database/creds/DB, secretKey: username}\n- {objectName: p, secretPath: /v1/database/creds/DB, secretKey: password}", files: map[string]string{"u": "v-kubernet-.*", "p": "[-A-Za-z0-9]+"}},
-		{name: "expire", parameters: map[string]string{"onPodEnd": "expire"}, objects: one("text"), files: plain},
 		{name: "synced-revoke", parameters: map[string]string{"syncedLeases": "revoke"}, objects: one("text"), files: plain},
 
 		// where and who
