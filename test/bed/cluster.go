@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -144,9 +145,17 @@ patches:
 	return nil
 }
 
-// openAddresses are patterns of what a test's class may name.
+// openAddresses are patterns of what a test's class may name: the bed's own servers, and what no server has.
 func (b *Bed) openAddresses() []string {
-	return []string{"http://" + b.state.Host + ":*", "https://" + b.state.Host + ":*", "http://*.invalid:*"}
+	patterns := []string{"http://*.invalid:*"}
+	hosts := []string{b.state.Host}
+	if api, err := url.Parse(b.config.Host); err == nil && api.Hostname() != b.state.Host {
+		hosts = append(hosts, api.Hostname())
+	}
+	for _, host := range hosts {
+		patterns = append(patterns, "http://"+host+":*", "https://"+host+":*")
+	}
+	return patterns
 }
 
 // splitDaemonSet separates the one DaemonSet of a set of documents from the rest.
