@@ -109,7 +109,7 @@ func bubble(t *testing.T, maxBytes int64, test func(*node)) {
 func newNode(t *testing.T, maxBytes int64) *node {
 	t.Helper()
 	n := &node{t: t, vault: vaulttest.New(t)}
-	n.vault.Role("my-app-role", vaulttest.Role{TTL: time.Hour, ServiceAccounts: []string{"app-sa"}, Paths: []string{"database/", "secret/", "raw/"}})
+	n.vault.Role("my-app-role", vaulttest.Role{TTL: time.Hour, ServiceAccounts: []string{"app-sa"}, Paths: []string{"database/", "secret/", "raw/", "pki/"}})
 	n.vault.Dynamic("database/creds/my-app", vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 24 * time.Hour})
 	n.vault.KV2("secret/data/app", map[string]any{"password": kvValue})
 
