@@ -405,6 +405,29 @@ func TestOrphanTTLBoundsALongToken(t *testing.T) {
 	})
 }
 
+// TestOwnCertificateDoesNotLogIn: at an auth mount of the cert method, which looks at nothing but the connection's certificate, the
+// provider's own would log in for any pod whose class names the mount.
+func TestOwnCertificateDoesNotLogIn(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.vault.Role("leasehold", vaulttest.Role{Mount: "cert", Cert: true, TTL: time.Hour})
+		req := n.request("p", wantCreds...)
+		req.Spec.Auth.Mount = "cert"
+		for range 3 {
+			if _, err := n.keeper.Acquire(t.Context(), req); err == nil || !strings.Contains(err.Error(), "the provider's own client certificate") {
+				t.Fatalf("got %v", err)
+			}
+			time.Sleep(time.Minute)
+			n.expect("refused", 0, 0, 0)
+		}
+		if c := n.vault.Count(creds); c != 0 {
+			t.Errorf("%d reads with the provider's token", c)
+		}
+		if s := n.states(); s != "" {
+			t.Errorf("the store still holds %s", s)
+		}
+	})
+}
+
 // TestTokenThatCannotBeShortenedIsTold: a period ignores what is asked for.
 func TestTokenThatCannotBeShortenedIsTold(t *testing.T) {
 	for name, test := range map[string]struct {

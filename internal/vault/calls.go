@@ -30,6 +30,9 @@ type Login struct {
 	Renewable bool
 	// Unleasable says why leases must not be made under this token, in words; empty when they may.
 	Unleasable string
+	// Ours: it was not the pod that logged in but our own client certificate, which the connection shows to every server that asks: an
+	// auth mount of the cert method looks at nothing else. Such a token must not be used, nor stay.
+	Ours bool
 }
 
 // Life is the reply to a renewal.
@@ -62,6 +65,11 @@ type authBlock struct {
 	TokenType     string   `json:"token_type"`
 	NumUses       int      `json:"num_uses"`
 	Policies      []string `json:"policies"`
+	// Metadata is told by the auth method. The cert method's has these keys (builtin/credential/cert/path_login.go, 1.21.2).
+	Metadata struct {
+		CertName string `json:"cert_name"`
+		SignedBy string `json:"authority_key_id"`
+	} `json:"metadata"`
 }
 
 type envelope struct {
@@ -136,6 +144,7 @@ func (c *Client) LogIn(ctx context.Context, namespace string, auth spec.Auth, wi
 		TTL:        seconds(e.Auth.LeaseDuration),
 		Renewable:  e.Auth.Renewable,
 		Unleasable: unleasable(e.Auth),
+		Ours:       e.Auth.Metadata.CertName != "" && e.Auth.Metadata.SignedBy != "",
 	}, nil
 }
 

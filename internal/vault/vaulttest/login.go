@@ -27,6 +27,8 @@ type Role struct {
 
 	// NoDefaultPolicy takes away the token's rights on itself and on leases: 403 "1 error occurred: permission denied".
 	NoDefaultPolicy bool
+	// Cert has the method be the cert method, which looks at the connection's certificate and at nothing that is sent.
+	Cert bool
 	// Paths are the paths that the token may use, with all below them; nil: every secret.
 	Paths []string
 }
@@ -178,6 +180,13 @@ func (v *Vault) makeLogin(c *call, mount string) step {
 		if bad != nil {
 			return *bad, nil
 		}
+		for name, role := range v.roles {
+			if at, cert := strings.CutPrefix(name, mount+"/"); cert && role.Cert {
+				t, warnings := v.issueLocked(role, now)
+				t.role, t.path, t.orphan = at, "auth/"+mount+"/login", true
+				return envelope{Auth: t.auth(t.creationTTL), Warnings: warnings}.reply(http.StatusOK), nil
+			}
+		}
 		if f.RoleID != "" {
 			return v.appRoleLocked(f, mount, now), nil
 		}
@@ -297,6 +306,9 @@ func (t *token) auth(ttl time.Duration) map[string]any {
 }
 
 func (t *token) metadata() map[string]string {
+	if t.grant.Cert {
+		return map[string]string{"cert_name": t.role, "common_name": "leasehold", "serial_number": "1", "subject_key_id": "01:02", "authority_key_id": "03:04"}
+	}
 	return map[string]string{
 		"role":                        t.role,
 		"service_account_name":        t.identity.ServiceAccount,
