@@ -405,6 +405,33 @@ func TestOrphanTTLBoundsALongToken(t *testing.T) {
 	})
 }
 
+// TestNamespaceIsInEveryCall: of a whole life, rotation, renewals, probe and revocation included. Only sys/health is not of a namespace.
+func TestNamespaceIsInEveryCall(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.vault.Dynamic(creds, vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 3 * time.Hour})
+		req := n.request("p", wantCreds...)
+		req.Spec.Namespace = "team/a"
+		for range 5 * 60 {
+			n.mount(req)
+			time.Sleep(time.Minute)
+		}
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+		calls := map[string]int{}
+		for _, r := range n.vault.Requests() {
+			calls[r.Path]++
+			if got := r.Header.Get("X-Vault-Namespace"); got != "team/a" && r.Path != "sys/health" {
+				t.Errorf("%s %s is of namespace %q", r.Method, r.Path, got)
+			}
+		}
+		for _, path := range []string{"auth/kubernetes/login", creds, "auth/token/renew-self", "sys/leases/renew", "auth/token/revoke-self"} {
+			if calls[path] == 0 {
+				t.Errorf("no call of %s: %v", path, calls)
+			}
+		}
+	})
+}
+
 // TestOwnCertificateDoesNotLogIn: at an auth mount of the cert method, which looks at nothing but the connection's certificate, the
 // provider's own would log in for any pod whose class names the mount.
 func TestOwnCertificateDoesNotLogIn(t *testing.T) {
