@@ -131,8 +131,12 @@ func placeholders(e *Error, req *spec.Request) *strings.Replacer {
 	if e.Method != http.MethodGet {
 		capability = "update"
 	}
+	role := quote(auth.Role)
+	if auth.Method == spec.AppRole {
+		role = "that roleId names"
+	}
 	return strings.NewReplacer(
-		"{role}", quote(auth.Role),
+		"{role}", role,
 		"{mount}", quote(auth.Mount),
 		"{config}", "auth/"+shorten(auth.Mount, maxName)+"/config",
 		"{in namespace}", in,
