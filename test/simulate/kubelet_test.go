@@ -214,7 +214,7 @@ func (p *pod) write(files map[string]string) {
 	if p.shown == nil {
 		p.first = time.Now()
 	}
-	p.shown, p.frozen, p.mounted, p.renewed = files, time.Now(), true, p.kind.rotates || time.Now().Before(w.awayUntil) || w.revoked[w.issued[files["user"]]] || p.asked != p.edited
+	p.shown, p.frozen, p.mounted, p.renewed = files, time.Now(), true, p.kind.rotates || time.Now().Before(w.awayUntil) || time.Now().Before(p.excused) || w.revoked[w.issued[files["user"]]] || p.asked != p.edited
 	p.leases[w.issued[files["user"]]] = true
 }
 
