@@ -85,3 +85,22 @@ func TestRefusedSecretIDIsForgotten(t *testing.T) {
 		n.expect("pod ended", 0, 0, 0)
 	})
 }
+
+// TestRefusedSecretIDOfARunningPodIsForgotten: the grant that the volume shows hands it on to the next.
+func TestRefusedSecretIDOfARunningPodIsForgotten(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.vault.AppRole("role-id", vaulttest.Role{TTL: time.Hour, MaxTTL: 4 * time.Hour})
+		req := n.byAppRole(n.vault.Wrap(n.vault.SecretID("role-id")), true)
+		n.mount(req)
+		n.vault.WithdrawSecretIDs()
+		req.SecretID = secret.New(n.vault.Wrap(n.vault.SecretID("role-id")))
+		for range 10 * 60 {
+			if !n.lives(n.mount(req)[0]) {
+				t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
+			}
+			time.Sleep(time.Minute)
+		}
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+	})
+}

@@ -64,13 +64,18 @@ func (k *Keeper) secretID(ctx context.Context, client *vault.Client, g grant.Gra
 	return id, nil
 }
 
-// refusedSecretID forgets a secret-id that Vault refused: the next try unwraps what the pod's Secret holds then.
+// refusedSecretID forgets a secret-id that Vault refused, in every grant of the volume, since each hands it on: the next try unwraps
+// what the pod's Secret holds then.
 func (k *Keeper) refusedSecretID(g grant.Grant, refusal error) error {
 	if g.Auth.Method != spec.AppRole || vault.KindOf(refusal) != vault.Invalid {
 		return refusal
 	}
-	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.SecretID = secret.Value{}; return nil })
-	return errors.Join(refusal, err)
+	return errors.Join(refusal, k.Store.UpdateVolume(g.Volume, func(grants []*grant.Grant) error {
+		for _, g := range grants {
+			g.SecretID = secret.Value{}
+		}
+		return nil
+	}))
 }
 
 // jwt is the token to log in with: kubelet's, or else one that is requested. A request that is cut off leaves nothing in Vault, so it
@@ -106,17 +111,22 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 	if !k.holders.take(login.Accessor, g.ID) {
 		return vault.Session{}, sharedError(g)
 	}
-	if login.Ours {
-		return vault.Session{}, k.refuseLogin(g, login)
-	}
 	term := grant.NewTerm(from, login.TTL, login.Renewable).WithMax(k.lives.of(kind{digest: g.Digest}))
 	_, err = k.Store.Update(g.ID, func(g *grant.Grant) error {
 		g.Token, g.Accessor, g.Login, g.Unleasable, g.Cluster = login.Token, login.Accessor, term, login.Unleasable, cluster
+		if login.Ours {
+			g.State, g.Expire, g.Cause = grant.Revoking, "", "the provider's own certificate had logged in"
+		}
 		return nil
 	})
 	if err != nil { // what cannot be recorded must not stay
 		k.holders.drop(login.Accessor)
 		return vault.Session{}, errors.Join(err, client.RevokeSelf(ctx, login.Session))
+	}
+	if login.Ours {
+		k.queue.Add(g.ID)
+		return vault.Session{}, &RefusedError{Path: "auth/" + g.Auth.Mount + "/login", Why: "that auth mount is of the cert method, and it was the provider's own client certificate that logged in, " +
+			"not the pod; the token is being revoked: name an auth mount of the kubernetes, jwt or approle method"}
 	}
 	k.Log.Info("logged in", "grant", g.ID, "pod", g.Pod.Namespace+"/"+g.Pod.Name, "volume", g.Volume.Volume, "role", g.Auth.Role, "ttl", login.TTL)
 	ttl := login.TTL
@@ -238,21 +248,6 @@ type RefusedError struct {
 
 // Error implements error.
 func (e *RefusedError) Error() string { return fmt.Sprintf("%q cannot be used: %s", e.Path, e.Why) }
-
-// refuseLogin records a token that our own client certificate was given, to be revoked.
-func (k *Keeper) refuseLogin(g grant.Grant, login vault.Login) error {
-	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error {
-		g.Token, g.Accessor, g.Login = login.Token, login.Accessor, grant.NewTerm(k.Now(), login.TTL, login.Renewable)
-		g.State, g.Expire, g.Cause = grant.Revoking, "", "the provider's own certificate had logged in"
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("recording a token to be revoked: %w", err)
-	}
-	k.queue.Add(g.ID)
-	return &RefusedError{Path: "auth/" + g.Auth.Mount + "/login", Why: "that auth mount is of the cert method, and it was the provider's own client certificate that logged in, not the pod; " +
-		"the token is being revoked: name an auth mount of the kubernetes, jwt or approle method"}
-}
 
 // refuseToken records a token that a read brought, as a grant of its own to be revoked: it would outlive the pod.
 func (k *Keeper) refuseToken(g grant.Grant, r spec.Read, reply vault.Reply) error {
