@@ -95,6 +95,7 @@ func (s *suite) endsWithoutAPIServer(t *testing.T) {
 	pod = p.run(pod)
 	held, credentials := p.mustHold(1), p.login(pod)
 	p.delete(pod, metav1.DeleteOptions{})
+	p.awaitEvent(pod.Name, "Killing") // else kubelet may not have heard of the deletion
 	s.without(t, "apiserver", func() {
 		s.eventually(t, "kubelet has unmounted the volume", func(context.Context) error {
 			if _, err := os.Stat(p.volumeFolder(pod, volume)); !errors.Is(err, fs.ErrNotExist) {
