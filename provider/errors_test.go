@@ -59,6 +59,16 @@ func appRole(key string, value func(*node) string) func(*node, *call) {
 	}
 }
 
+// byCert is a class that logs in with the pod's certificate, and what Vault says to that.
+func byCert(ttl time.Duration, says string) func(*node, *call) {
+	return func(n *node, c *call) {
+		delete(c.params, "roleName")
+		cert, key := vaulttest.Pair("app", ttl)
+		c.params["authMethod"], c.secrets = "cert", map[string]string{"tls.crt": cert, "tls.key": key}
+		fail("PUT auth/cert/login", vaulttest.Fault{Status: 400, Body: vaultSays(says)})(n, c)
+	}
+}
+
 // loginSays is a login that is answered so, by a Vault in a namespace.
 func loginSays(status int, body string) func(*node, *call) {
 	return func(n *node, c *call) {
@@ -120,6 +130,17 @@ func loginTable() []explained {
 			[]string{`Vault said 400 "invalid role or secret ID"; issue a new secret-id`, `(auth mount "approle", AppRole, service account shop/app-sa)`}},
 		{"wrapping token used", appRole("wrappedSecretId", func(*node) string { return "used" }), codes.InvalidArgument,
 			[]string{"unwrapping the secret-id at", "wrap a new secret-id for the pod's nodePublishSecretRef"}},
+		{"no certificate arrives", byCert(time.Hour, "client certificate must be supplied"), invalid,
+			[]string{`name an https:// address that leads to Vault itself`, `if "cert" is to log in by certificate`}},
+		{"no TLS", byCert(time.Hour, "tls connection required"), invalid, []string{`name an https:// address`}},
+		{"certificate refused", byCert(-time.Hour, "failed to match all constraints for this login certificate"), invalid,
+			[]string{`compare the certificate in the pod's nodePublishSecretRef with the roles of auth mount "cert" (roleName chooses one)`,
+				`(auth mount "cert", any role, service account shop/app-sa, client certificate of "CN=app", issuer "CN=vaulttest", expired at `}},
+		{"no certificate", func(_ *node, c *call) { c.params["authMethod"] = "cert" }, failing,
+			[]string{"the Secret that nodePublishSecretRef of the pod's volume names must hold tls.crt and tls.key", "--cert-auth-namespaces"}},
+		{"half a certificate", func(_ *node, c *call) {
+			c.params["authMethod"], c.secrets = "cert", map[string]string{"tls.crt": "x", "tls.key": "canary"}
+		}, failing, []string{"pairing tls.crt and tls.key of the pod's nodePublishSecretRef", "failed to find any PEM data"}},
 		{"service account", loginSays(403, vaultSays("service account name not authorized")), denied,
 			[]string{`Vault said 403 "service account name not authorized"; add "app-sa" to bound_service_account_names of role "my-app-role"`, judged}},
 		{"namespace", loginSays(403, vaultSays("namespace not authorized")), denied,

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/validation"
+
 	"github.com/leasehold-csi/leasehold/internal/keeper"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/store"
@@ -220,6 +222,16 @@ func allowFlags(flags *flag.FlagSet, rules *spec.Rules) {
 				return errors.New("it is not an absolute path")
 			}
 			rules.TLSFolders = append(rules.TLSFolders, filepath.Clean(text))
+			return nil
+		})
+	flags.Func("cert-auth-namespaces", "`names` of the namespaces, separated by commas, whose pods may log in with the provider's own client certificate (default none)",
+		func(text string) error {
+			for name := range strings.SplitSeq(text, ",") {
+				if faults := validation.IsDNS1123Label(name); len(faults) > 0 {
+					return fmt.Errorf("%q is not the name of a namespace", name)
+				}
+				rules.CertNamespaces = append(rules.CertNamespaces, name)
+			}
 			return nil
 		})
 }

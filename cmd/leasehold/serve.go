@@ -145,7 +145,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	k, err := keeper.New(keeper.Config{
 		Store: ledger, Vaults: new(vault.Pool), Ended: judge.Ended, Event: told.Count(cluster.Event), Now: bootTime, Log: log,
 		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Overrides: cluster.Overrides, Synced: cluster.SyncedObjects,
-		RequestToken: cluster.RequestToken,
+		RequestToken: cluster.RequestToken, Identify: cluster.Identify,
 	})
 	if err != nil {
 		return nil, err

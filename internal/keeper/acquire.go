@@ -10,6 +10,7 @@ import (
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/render"
+	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 )
@@ -22,6 +23,9 @@ var (
 	ErrLeaving = errors.New("the provider is being restarted; the next try reaches the new one")
 	// ErrNoToken: a login is needed, kubelet sent no service account token, and none could be requested.
 	ErrNoToken = errors.New("kubelet sent no service account token")
+	// ErrNoCertificate: a login is needed, and neither did the pod bring a client certificate nor may it use the provider's own.
+	ErrNoCertificate = errors.New("there is no client certificate to log in with: the Secret that nodePublishSecretRef of the pod's volume names must hold tls.crt and tls.key " +
+		"(the provider's own is for the pods of --cert-auth-namespaces)")
 	// ErrCrowded: the pod's namespace, or the node, has its full share of mounts that wait for Vault.
 	ErrCrowded = errors.New("too many mounts of this namespace or node wait for Vault already; it is tried again")
 	errPanic   = errors.New("the provider failed; its log says where")
@@ -64,6 +68,7 @@ func (k *Keeper) Acquire(ctx context.Context, req *spec.Request) ([]render.File,
 		}
 		if held.files != nil && !asked {
 			k.noteGap(held.grant, k.volumes.ask(req.Volume, k.Now()))
+			k.notePair(held.grant, req.Spec.Server.Pair)
 		}
 		if held.fresh {
 			return held.files, k.answered(ctx, held.grant)
@@ -112,6 +117,18 @@ func (k *Keeper) noteGap(g grant.Grant, gap time.Duration) {
 	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Gap = max(g.Gap, gap); return nil })
 	if err != nil {
 		k.Log.Warn("keeping the pace of republishes", "grant", g.ID, "err", err)
+	}
+}
+
+// notePair keeps the certificate that the pod's Secret holds now, with which the token is renewed from here on: Vault takes a new one
+// of the same authority, and that from before runs out.
+func (k *Keeper) notePair(g grant.Grant, pair secret.Value) {
+	if pair.IsZero() || pair == g.Server.Pair {
+		return
+	}
+	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Server.Pair = pair; return nil })
+	if err != nil {
+		k.Log.Warn("keeping the new client certificate", "grant", g.ID, "err", err)
 	}
 }
 

@@ -75,6 +75,8 @@ type Config struct {
 	// RequestToken makes a service account token for a pod to which kubelet sent none; an empty audience means the one that its
 	// maker prefers. nil when there is no such way. Its errors must not hold the token.
 	RequestToken func(ctx context.Context, pod spec.Pod, audience string) (secret.Value, error)
+	// Identify returns what speaks against a pod being the one that it says it is; nil when nobody can tell.
+	Identify func(context.Context, spec.Pod) error
 }
 
 // Keeper keeps the grants of one node.
@@ -214,7 +216,7 @@ func (k *Keeper) line() {
 		}
 		w := look{id: id} // of a record that cannot be read, or is gone: the look itself will tell
 		if g, err := k.Store.Get(id); err == nil {
-			w.lane, w.by = lane{g.Pod.Namespace, g.Server}, g.LookBy(k.Now())
+			w.lane, w.by = lane{g.Pod.Namespace, g.Server.Address}, g.LookBy(k.Now())
 		}
 		k.lanes.push(w)
 	}

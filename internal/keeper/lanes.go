@@ -5,7 +5,6 @@ import (
 	"sync"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
-	"github.com/leasehold-csi/leasehold/internal/spec"
 )
 
 const (
@@ -20,7 +19,7 @@ const (
 // lane is what the grants have in common that may get into each other's way.
 type lane struct {
 	namespace string // of the pods
-	vault     spec.Server
+	vault     string // its address, however it is trusted and whatever certificate is shown to it
 }
 
 // look is a grant that waits to be looked at.
@@ -37,13 +36,13 @@ type lanes struct {
 	mu          sync.Mutex
 	changed     *sync.Cond
 	waiting     map[lane]*urgent
-	byVault     map[spec.Server]int
+	byVault     map[string]int
 	byNamespace map[string]int
 	closed      bool
 }
 
 func newLanes() *lanes {
-	l := &lanes{waiting: map[lane]*urgent{}, byVault: map[spec.Server]int{}, byNamespace: map[string]int{}}
+	l := &lanes{waiting: map[lane]*urgent{}, byVault: map[string]int{}, byNamespace: map[string]int{}}
 	l.changed = sync.NewCond(&l.mu)
 	return l
 }

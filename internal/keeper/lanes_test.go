@@ -4,10 +4,7 @@ import (
 	"testing"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
-	"github.com/leasehold-csi/leasehold/internal/spec"
 )
-
-func server(name string) spec.Server { return spec.Server{Address: "https://" + name} }
 
 func popped(t *testing.T, l *lanes) look {
 	t.Helper()
@@ -21,7 +18,7 @@ func popped(t *testing.T, l *lanes) look {
 func TestLanesLeastTimeLeftFirst(t *testing.T) {
 	l := newLanes()
 	for id, by := range map[string]grant.Instant{"b": 20, "a": 10, "c": 30} {
-		l.push(look{id, lane{"ns", server("v")}, by})
+		l.push(look{id, lane{"ns", "v"}, by})
 	}
 	for _, want := range []string{"a", "b", "c"} {
 		w := popped(t, l)
@@ -39,10 +36,10 @@ func TestLanesLeastTimeLeftFirst(t *testing.T) {
 func TestLanesAreFair(t *testing.T) {
 	l := newLanes()
 	for i := range grant.Instant(100) {
-		l.push(look{"many", lane{"large", server("v")}, i})
+		l.push(look{"many", lane{"large", "v"}, i})
 	}
 	popped(t, l)
-	l.push(look{"one", lane{"small", server("v")}, 1000})
+	l.push(look{"one", lane{"small", "v"}, 1000})
 	if w := popped(t, l); w.id != "one" {
 		t.Error("the namespace with nothing under way had to wait")
 	}
@@ -52,14 +49,14 @@ func TestLanesAreFair(t *testing.T) {
 func TestLanesLeaveRoom(t *testing.T) {
 	l := newLanes()
 	for range 100 {
-		l.push(look{"stuck", lane{"a", server("tar")}, 1})
-		l.push(look{"stuck", lane{"b", server("tar")}, 1})
+		l.push(look{"stuck", lane{"a", "tar"}, 1})
+		l.push(look{"stuck", lane{"b", "tar"}, 1})
 	}
 	var stuck []look
 	for range perVault {
 		stuck = append(stuck, popped(t, l))
 	}
-	l.push(look{"free", lane{"b", server("good")}, 1000})
+	l.push(look{"free", lane{"b", "good"}, 1000})
 	if w := popped(t, l); w.id != "free" {
 		t.Fatalf("more than %d looks wait for one Vault", perVault)
 	}
@@ -70,12 +67,12 @@ func TestLanesLeaveRoom(t *testing.T) {
 
 	l = newLanes()
 	for i := range 100 {
-		l.push(look{"stuck", lane{"a", server(string(rune('A' + i%50)))}, 1})
+		l.push(look{"stuck", lane{"a", string(rune('A' + i%50))}, 1})
 	}
 	for range perNamespace {
 		popped(t, l)
 	}
-	l.push(look{"free", lane{"b", server("good")}, 1000})
+	l.push(look{"free", lane{"b", "good"}, 1000})
 	if w := popped(t, l); w.id != "free" {
 		t.Errorf("more than %d looks are under way for one namespace", perNamespace)
 	}

@@ -33,12 +33,27 @@ func (k *Keeper) begin(ctx context.Context) (context.Context, context.CancelFunc
 
 // credentials are what the pod's login is made with.
 func (k *Keeper) credentials(ctx context.Context, client *vault.Client, g grant.Grant, req *spec.Request) (with vault.Credentials, err error) {
-	if req.Spec.Auth.Method == spec.AppRole {
+	switch req.Spec.Auth.Method {
+	case spec.AppRole:
 		with.SecretID, err = k.secretID(ctx, client, g, req)
-	} else {
+	case spec.Cert:
+		err = k.certificate(ctx, req)
+	default:
 		with.JWT, err = k.jwt(ctx, req)
 	}
 	return with, err
+}
+
+// certificate finds out whether there is one to log in with; it is the client that shows it. The provider's own is for pods of certain
+// namespaces, and which pod this is must not be a tenant's word.
+func (k *Keeper) certificate(ctx context.Context, req *spec.Request) error {
+	switch server := req.Spec.Server; {
+	case !server.Pair.IsZero():
+		return nil
+	case server.ClientCert == "" || k.Identify == nil:
+		return ErrNoCertificate
+	}
+	return k.Identify(ctx, req.Pod)
 }
 
 // secretID is AppRole's, unwrapped. That can be done once, so that it is recorded right after, for the logins to come.
@@ -112,9 +127,10 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 		return vault.Session{}, sharedError(g)
 	}
 	term := grant.NewTerm(from, login.TTL, login.Renewable).WithMax(k.lives.of(kind{digest: g.Digest}))
+	stray := login.ByCert && g.Auth.Method != spec.Cert // not the pod logged in: such a token must not be used, nor stay
 	_, err = k.Store.Update(g.ID, func(g *grant.Grant) error {
 		g.Token, g.Accessor, g.Login, g.Unleasable, g.Cluster = login.Token, login.Accessor, term, login.Unleasable, cluster
-		if login.Ours {
+		if stray {
 			g.State, g.Expire, g.Cause = grant.Revoking, "", "the provider's own certificate had logged in"
 		}
 		return nil
@@ -123,10 +139,10 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 		k.holders.drop(login.Accessor)
 		return vault.Session{}, errors.Join(err, client.RevokeSelf(ctx, login.Session))
 	}
-	if login.Ours {
+	if stray {
 		k.queue.Add(g.ID)
 		return vault.Session{}, &RefusedError{Path: "auth/" + g.Auth.Mount + "/login", Why: "that auth mount is of the cert method, and it was the provider's own client certificate that logged in, " +
-			"not the pod; the token is being revoked: name an auth mount of the kubernetes, jwt or approle method"}
+			"not the pod; the token is being revoked: name an auth mount of the kubernetes, jwt or approle method, or authMethod cert"}
 	}
 	k.Log.Info("logged in", "grant", g.ID, "pod", g.Pod.Namespace+"/"+g.Pod.Name, "volume", g.Volume.Volume, "role", g.Auth.Role, "ttl", login.TTL)
 	ttl := login.TTL

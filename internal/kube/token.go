@@ -46,6 +46,12 @@ func (c *Cluster) RequestToken(ctx context.Context, pod spec.Pod, audience strin
 	return secret.New(made.Status.Token), nil
 }
 
+// Identify returns what speaks against pod being the one of its UID, which must be kubelet's word; nil when nothing does.
+func (c *Cluster) Identify(ctx context.Context, pod spec.Pod) error {
+	_, err := c.identify(ctx, pod)
+	return err
+}
+
 // identify returns the pod of that UID, if it is the one that pod describes.
 func (c *Cluster) identify(ctx context.Context, pod spec.Pod) (*corev1.Pod, error) {
 	found, ok := c.Pod(pod.UID)

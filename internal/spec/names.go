@@ -30,6 +30,7 @@ const (
 	onPodEnd     = "onPodEnd"
 	syncedLeases = "syncedLeases"
 	roleID       = "roleId"
+	authMethod   = "authMethod"
 )
 
 const vaultPrefix = "vault"
@@ -50,7 +51,7 @@ func (p Provider) prefixes() []string {
 
 // Parameters lists every parameter that a provider's class may have, sorted.
 func (p Provider) Parameters() []string {
-	known := []string{roleName, roleID, objectsKey, "audience", onPodEnd, syncedLeases}
+	known := []string{roleName, roleID, authMethod, objectsKey, "audience", onPodEnd, syncedLeases}
 	for _, prefix := range p.prefixes() {
 		for _, name := range prefixed {
 			known = append(known, prefix+name)

@@ -99,11 +99,12 @@ func Parse(in Input, d Defaults) (*Request, error) {
 		Spec:  p.spec(d, p.permission(in.Permission)),
 		Class: p.element(className),
 		Pod:   p.pod(),
-		JWT:   p.jwt(in.Secrets),
 
 		Audience: p.audience(),
 	}
+	req.JWT = p.jwt(req.Spec.Auth, in.Secrets)
 	req.SecretID, req.Wrapped = p.secretID(req.Spec.Auth, in.Secrets)
+	req.Spec.Server.Pair = p.pair(req.Spec.Auth, in.Secrets)
 	p.unknownParameters(raw)
 	req.Volume = p.volume(in.TargetPath, req.Pod.UID)
 	if len(p.faults) > 0 {
@@ -135,10 +136,11 @@ func Check(params map[string]string, d Defaults) (s Spec, faults, warnings []Fin
 
 // spec reads what the class itself says.
 func (p *parser) spec(d Defaults, mode int32) Spec {
+	auth := p.auth(d.AuthMount)
 	return Spec{
-		Auth:      p.auth(d.AuthMount),
+		Auth:      auth,
 		Objects:   p.objects(mode),
-		Server:    p.server(d.Server),
+		Server:    p.withPair(auth, p.server(d.Server)),
 		Namespace: p.namespace(d.Namespace),
 
 		OnPodEnd:     choice(p, onPodEnd, RevokeOnPodEnd, ExpireOnPodEnd),
@@ -312,9 +314,9 @@ func (p *parser) permission(text string) int32 {
 
 // jwt looks among the attributes first, then among the secrets: drivers up to v1.5 do not copy the tokens over. No token is
 // no fault: a republish needs none.
-func (p *parser) jwt(secrets string) secret.Value {
-	if p.params[roleID] != "" {
-		return secret.Value{} // it logs in with something else
+func (p *parser) jwt(auth Auth, secrets string) secret.Value {
+	if auth.Method != Kubernetes {
+		return secret.Value{}
 	}
 	text := p.params[tokens]
 	if text == "" {
@@ -340,6 +342,9 @@ func (p *parser) audience() string { return cmp.Or(p.params["audience"], string(
 const (
 	secretIDKey  = "secretId"
 	wrappedIDKey = "wrappedSecretId"
+	// Those of a Secret of the type kubernetes.io/tls.
+	certKey = "tls.crt"
+	keyKey  = "tls.key"
 )
 
 // secretID reads AppRole's. That there is none is no fault: a role can do without, and a republish needs none.
@@ -353,6 +358,24 @@ func (p *parser) secretID(auth Auth, secrets string) (id secret.Value, wrapped b
 		p.faultf(place{}, "the Secret of nodePublishSecretRef holds both %s and %s; only one may be there", secretIDKey, wrappedIDKey)
 	}
 	return secret.New(plain + wrapping), wrapping != ""
+}
+
+// pair reads the client certificate and its key. That there is none is no fault: a republish needs none. Whether they fit each other
+// is seen where they are used, which is not at every republish.
+func (p *parser) pair(auth Auth, secrets string) secret.Value {
+	if auth.Method != Cert {
+		return secret.Value{}
+	}
+	values := p.secretValues(secrets)
+	cert, key := values[certKey], values[keyKey]
+	if (cert == "") != (key == "") {
+		p.faultf(place{}, "the Secret of nodePublishSecretRef holds only one of %s and %s", certKey, keyKey)
+		return secret.Value{}
+	}
+	if cert == "" {
+		return secret.Value{}
+	}
+	return secret.New(cert + "\n" + key)
 }
 
 func (p *parser) secretValues(secrets string) map[string]string {

@@ -23,6 +23,8 @@ type Rules struct {
 	Namespaces []string
 	// TLSFolders are absolute and clean, and one must hold all TLS files that a class names; empty for anywhere.
 	TLSFolders []string
+	// CertNamespaces are the Kubernetes namespaces whose pods may log in with the provider's own client certificate; empty for none.
+	CertNamespaces []string
 }
 
 // AddressPattern matches addresses of Vault.

@@ -3,6 +3,7 @@ package spec
 import (
 	"cmp"
 	"errors"
+	"maps"
 	"net/url"
 	"path"
 	"slices"
@@ -19,20 +20,52 @@ var (
 )
 
 func (p *parser) auth(mount string) Auth {
-	auth := Auth{Mount: p.authMount(), Role: p.text(roleName), RoleID: p.text(roleID), Audience: p.text("audience")}
-	if auth.RoleID != "" {
-		auth.Method = AppRole
-		auth.Mount = cmp.Or(auth.Mount, string(AppRole))
+	auth := Auth{Method: p.method(), Mount: p.authMount(), Role: p.text(roleName), RoleID: p.text(roleID), Audience: p.text("audience")}
+	switch auth.Method {
+	case AppRole:
 		if p.params[roleName] != "" {
 			p.warnf(p.at(roleName), "roleName has no effect beside roleId, which logs in by AppRole")
 		}
-		return auth
+		mount = string(AppRole)
+	case Cert:
+		mount = string(Cert)
+	case Kubernetes:
+		if p.params[roleName] == "" {
+			p.faultf(p.at(roleName), "roleName is missing: it names the Vault role to log in with (roleId is for AppRole)")
+		}
 	}
 	auth.Mount = cmp.Or(auth.Mount, mount, defaultAuthMount)
-	if p.params[roleName] == "" {
-		p.faultf(p.at(roleName), "roleName is missing: it names the Vault role to log in with (roleId is for AppRole)")
-	}
 	return auth
+}
+
+// methods are the words of authMethod. Those of kubernetes and jwt log in alike.
+var methods = map[string]AuthMethod{"kubernetes": Kubernetes, "jwt": Kubernetes, string(AppRole): AppRole, string(Cert): Cert}
+
+// method is what the class says or, when it does not, what a role-id needs.
+func (p *parser) method() AuthMethod {
+	word, byID := p.params[authMethod], p.params[roleID] != ""
+	method, known := methods[word]
+	switch {
+	case word == "" && byID:
+		return AppRole
+	case word != "" && !known:
+		p.faultf(p.at(authMethod), "authMethod %s is none of %q", Quote(word), slices.Sorted(maps.Keys(methods)))
+	case byID != (method == AppRole):
+		p.faultf(p.at(authMethod), "roleId and authMethod approle belong together: one is there without the other")
+	}
+	return method
+}
+
+// withPair leaves of the provider's own pair what may log in: nothing, unless the operator lets the pods of the namespace use it.
+func (p *parser) withPair(auth Auth, s Server) Server {
+	if auth.Method != Cert || slices.Contains(p.rules.CertNamespaces, p.params[podNamespace]) {
+		return s
+	}
+	if key := "vaultTLSClientCertPath"; p.params[key] != "" {
+		p.warnf(p.at(key), "%s has no effect beside authMethod cert, unless --cert-auth-namespaces lists the pod's namespace: the pod's own certificate logs in", p.name(key))
+	}
+	s.ClientCert, s.ClientKey = "", ""
+	return s
 }
 
 func (p *parser) authMount() string {

@@ -85,7 +85,9 @@ type Server struct {
 	ServerName string
 	// ClientCert and ClientKey are the provider's own mTLS pair; both or none.
 	ClientCert, ClientKey string
-	SkipVerify            bool
+	// Pair is a client certificate and its key that the pod brought, both in PEM; it stands in for ClientCert and ClientKey. Zero for none.
+	Pair       secret.Value `json:"-"`
+	SkipVerify bool
 
 	// Guarded: a tenant named the address, so that what is dialled must not be Reserved.
 	Guarded bool `json:",omitempty"`
@@ -102,6 +104,8 @@ const (
 	Kubernetes AuthMethod = ""
 	// AppRole logs in with Auth.RoleID and the pod's secret-id.
 	AppRole AuthMethod = "approle"
+	// Cert logs in with a client certificate: Server.Pair, or Server's own where the operator lets the pod's namespace use it.
+	Cert AuthMethod = "cert"
 )
 
 // Auth is a login.
@@ -111,7 +115,8 @@ type Auth struct {
 	RoleID string `json:",omitempty"`
 	// Mount is the auth mount without auth/ and slashes, for example kubernetes.
 	Mount string
-	Role  string
+	// Role may be empty for Cert: Vault then takes whichever of its roles the certificate fits.
+	Role string
 	// Audience is what the class says; empty means the token for the provider's own name among those that kubelet sent.
 	Audience string
 }

@@ -30,6 +30,7 @@ type record struct {
 	Token          string         `json:"token,omitempty"`
 	Accessor       string         `json:"accessor,omitempty"`
 	SecretID       string         `json:"secretId,omitempty"`
+	Pair           string         `json:"pair,omitempty"`
 	Login          grant.Term     `json:"login"`
 	Unleasable     string         `json:"unleasable,omitempty"`
 	Leases         []leaseRecord  `json:"leases,omitempty"`
@@ -62,7 +63,8 @@ func putGrant(tx *bbolt.Tx, g grant.Grant) error {
 		ID: g.ID, Volume: g.Volume, Pod: g.Pod, Class: g.Class,
 		Server: g.Server, VaultNamespace: g.Namespace, Auth: g.Auth, Digest: g.Digest,
 		State: g.State, Created: g.Created, Cluster: g.Cluster,
-		Token: g.Token.Reveal(), Accessor: g.Accessor.Reveal(), SecretID: g.SecretID.Reveal(), Login: g.Login, Unleasable: g.Unleasable,
+		Token: g.Token.Reveal(), Accessor: g.Accessor.Reveal(), SecretID: g.SecretID.Reveal(), Pair: g.Server.Pair.Reveal(),
+		Login: g.Login, Unleasable: g.Unleasable,
 		BusyUntil: g.BusyUntil, Tried: g.Tried, FolderSeen: g.FolderSeen, Grace: g.Grace,
 		Gap: g.Gap, Unanswered: g.Unanswered, Answered: g.Answered, Expire: g.Expire, SyncAsked: g.SyncAsked,
 		Cause: g.Cause, Failures: g.Failures, Problem: g.Problem,
@@ -108,6 +110,7 @@ func (r *record) grant() grant.Grant {
 		Gap: r.Gap, Unanswered: r.Unanswered, Answered: r.Answered, Expire: r.Expire, SyncAsked: r.SyncAsked,
 		Cause: r.Cause, Failures: r.Failures, Problem: r.Problem,
 	}
+	g.Server.Pair = secret.New(r.Pair)
 	for _, l := range r.Leases {
 		g.Leases = append(g.Leases, grant.Lease{ID: secret.New(l.ID), Read: l.Read, Term: l.Term, Superseded: l.Superseded, Warned: l.Warned})
 	}

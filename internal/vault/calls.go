@@ -30,9 +30,9 @@ type Login struct {
 	Renewable bool
 	// Unleasable says why leases must not be made under this token, in words; empty when they may.
 	Unleasable string
-	// Ours: it was not the pod that logged in but our own client certificate, which the connection shows to every server that asks: an
-	// auth mount of the cert method looks at nothing else. Such a token must not be used, nor stay.
-	Ours bool
+	// ByCert: it was the client certificate that logged in, whatever the login's body says: an auth mount of the cert method looks at
+	// nothing but the connection, which shows that certificate to every server that asks.
+	ByCert bool
 }
 
 // Life is the reply to a renewal.
@@ -108,6 +108,9 @@ var logins = map[spec.AuthMethod]func(spec.Auth, Credentials) map[string]string{
 		}
 		return body
 	},
+	spec.Cert: func(auth spec.Auth, _ Credentials) map[string]string { // the connection shows what is looked at
+		return map[string]string{"name": auth.Role}
+	},
 }
 
 // LogIn logs in. What a Vault Agent answers from its cache is refused: the token is somebody's already.
@@ -144,7 +147,7 @@ func (c *Client) LogIn(ctx context.Context, namespace string, auth spec.Auth, wi
 		TTL:        seconds(e.Auth.LeaseDuration),
 		Renewable:  e.Auth.Renewable,
 		Unleasable: unleasable(e.Auth),
-		Ours:       e.Auth.Metadata.CertName != "" && e.Auth.Metadata.SignedBy != "",
+		ByCert:     e.Auth.Metadata.CertName != "" && e.Auth.Metadata.SignedBy != "",
 	}, nil
 }
 

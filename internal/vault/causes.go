@@ -21,6 +21,10 @@ var causes = []cause{
 		next: `issue a new secret-id for the pod's nodePublishSecretRef, which has run out, was used up or belongs to another role, and compare roleId with that of the role`},
 	{says: []string{"wrapping token is not valid or does not exist"},
 		next: `wrap a new secret-id for the pod's nodePublishSecretRef: a wrapping token can be used once, and this one has run out or was used, maybe by somebody else`},
+	{op: login, says: []string{"client certificate must be supplied", "no client certificate found", "tls connection"}, // the cert method
+		next: `name an https:// address that leads to Vault itself, not to what ends TLS before it, if {mount} is to log in by certificate (authMethod cert); else another auth mount`},
+	{op: login, says: []string{"failed to match all constraints for this login certificate"},
+		next: `compare the certificate in the pod's nodePublishSecretRef with the roles of auth mount {mount} (roleName chooses one): its authority, its names, and whether it has run out or was revoked`},
 	{op: login, says: []string{"service account name not authorized"},
 		next: `add {account} to bound_service_account_names of role {role}, or run the pod with a service account that is listed there`},
 	{op: login, says: []string{"namespace not authorized err="},

@@ -9,9 +9,11 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
 
 var update = flag.Bool("update", false, "write the table of docs/troubleshooting.md instead of comparing with it")
@@ -132,6 +134,25 @@ func TestClaims(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := claimsOf(secret.New(test.token)).describe(subject); got != test.want {
+				t.Errorf("%s\nwant %s", got, test.want)
+			}
+		})
+	}
+}
+
+func TestWhoseCertificate(t *testing.T) {
+	cert, key := vaulttest.Pair("app\n", time.Hour)
+	old, _ := vaulttest.Pair("app", -time.Hour)
+	for name, test := range map[string]struct{ pair, want string }{
+		"valid":     {cert + key, `client certificate of "CN=app\n", issuer "CN=vaulttest"`},
+		"key first": {key + cert, `client certificate of "CN=app\n", issuer "CN=vaulttest"`},
+		"expired":   {old + key, `client certificate of "CN=app", issuer "CN=vaulttest", expired at `},
+		"none":      {key, "no client certificate"},
+		"no PEM":    {"secret", "no client certificate"},
+		"no DER":    {"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no client certificate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := describeCertificate(secret.New(test.pair)); !strings.HasPrefix(got, test.want) {
 				t.Errorf("%s\nwant %s", got, test.want)
 			}
 		})

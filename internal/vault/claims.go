@@ -1,8 +1,10 @@
 package vault
 
 import (
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"math"
 	"strings"
 	"time"
@@ -101,4 +103,23 @@ func (c claims) audienceOr(none string) string {
 		quoted = append(quoted, "...")
 	}
 	return "[" + strings.Join(quoted, ", ") + "]"
+}
+
+// describeCertificate says whose the client certificate of a pair is, and who signed it.
+func describeCertificate(pair secret.Value) string {
+	for rest := []byte(pair.Reveal()); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return "no client certificate"
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if block.Type != "CERTIFICATE" || err != nil {
+			continue
+		}
+		text := "client certificate of " + quote(c.Subject.String()) + ", issuer " + quote(c.Issuer.String())
+		if time.Now().After(c.NotAfter) {
+			text += ", expired at " + c.NotAfter.UTC().Format(time.RFC3339)
+		}
+		return text
+	}
 }

@@ -31,7 +31,7 @@ func Explain(err error, req *spec.Request) string {
 	if c := causeOf(e); c != nil {
 		next = "; " + placeholders(e, req).Replace(c.next)
 	}
-	// What the token says of itself matters once somebody has judged it.
+	// What the token or certificate says of itself matters once somebody has judged it.
 	judged := e.Op == OpLogin && (e.Kind == Denied || e.Kind == Invalid || e.Kind == Failing)
 	return shorten(said+next+who(req, judged), maxExplanation)
 }
@@ -39,7 +39,7 @@ func Explain(err error, req *spec.Request) string {
 // Who names the login that was used or tried.
 func Who(req *spec.Request) string { return who(req, false) }
 
-// who names the login, and what its token says of itself where that may be the reason.
+// who names the login, and what its token or certificate says of itself where that may be the reason.
 func who(req *spec.Request, claims bool) string {
 	var b strings.Builder
 	b.WriteString(" (")
@@ -48,12 +48,18 @@ func who(req *spec.Request, claims bool) string {
 	}
 	auth, pod := req.Spec.Auth, req.Pod
 	role := "role " + quote(auth.Role)
-	if auth.Method == spec.AppRole {
+	switch {
+	case auth.Method == spec.AppRole:
 		role = "AppRole"
+	case auth.Role == "":
+		role = "any role"
 	}
 	fmt.Fprintf(&b, "auth mount %s, %s, service account %s/%s", quote(auth.Mount), role, shorten(pod.Namespace, maxName), shorten(pod.ServiceAccount, maxName))
 	if claims && !req.JWT.IsZero() {
 		b.WriteString(", " + claimsOf(req.JWT).describe(subject(pod)))
+	}
+	if pair := req.Spec.Server.Pair; claims && !pair.IsZero() {
+		b.WriteString(", " + describeCertificate(pair))
 	}
 	b.WriteString(")")
 	return b.String()
@@ -132,8 +138,11 @@ func placeholders(e *Error, req *spec.Request) *strings.Replacer {
 		capability = "update"
 	}
 	role := quote(auth.Role)
-	if auth.Method == spec.AppRole {
+	switch {
+	case auth.Method == spec.AppRole:
 		role = "that roleId names"
+	case auth.Role == "":
+		role = "that the certificate is for"
 	}
 	return strings.NewReplacer(
 		"{role}", role,

@@ -48,24 +48,40 @@ func tlsConfig(s spec.Server) (*tls.Config, error) {
 	if config.RootCAs == nil && s.CADirectory != "" {
 		return nil, fmt.Errorf("reading %s: no file is in it", s.CADirectory)
 	}
-	if s.ClientCert == "" && s.ClientKey == "" {
+	if s.ClientCert == "" && s.Pair.IsZero() {
 		return config, nil
 	}
-	cert, err := readTLSFile(s, s.ClientCert)
+	pair, err := clientPair(s)
 	if err != nil {
 		return nil, err
-	}
-	key, err := readTLSFile(s, s.ClientKey)
-	if err != nil {
-		return nil, err
-	}
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		return nil, fmt.Errorf("pairing %s and %s: %w", s.ClientCert, s.ClientKey, err)
 	}
 	// Not Certificates: the CA of a certificate that logs in need not be among those that the server names.
 	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	return config, nil
+}
+
+// clientPair is what the client shows: the pod's, or else that in the files.
+func clientPair(s spec.Server) (tls.Certificate, error) {
+	if text := []byte(s.Pair.Reveal()); len(text) > 0 {
+		pair, err := tls.X509KeyPair(text, text) // it looks for blocks of the kind that it wants
+		if err != nil {
+			return tls.Certificate{}, fmt.Errorf("pairing tls.crt and tls.key of the pod's nodePublishSecretRef: %w", err)
+		}
+		return pair, nil
+	}
+	cert, err := readTLSFile(s, s.ClientCert)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	key, err := readTLSFile(s, s.ClientKey)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("pairing %s and %s: %w", s.ClientCert, s.ClientKey, err)
+	}
+	return pair, nil
 }
 
 // caFiles lists the files of CA certificates, sorted; none for the system's roots. Folders in the folder are passed over: a mounted

@@ -168,6 +168,27 @@ func TestReplacedClientCertificateIsNoticed(t *testing.T) {
 	})
 }
 
+// The pod's certificate is shown instead of the provider's own, and to each pod's the connections are its own.
+func TestPairOfThePod(t *testing.T) {
+	srv := newTLSServer(t, false)
+	dir := t.TempDir()
+	own := spec.Server{Address: srv.URL, SkipVerify: true, ClientCert: filepath.Join(dir, "tls.crt"), ClientKey: filepath.Join(dir, "tls.key")}
+	cert, key := pair(t, 1)
+	write(t, own.ClientCert, cert)
+	write(t, own.ClientKey, key)
+	var p vault.Pool
+	for serial := range int64(3) {
+		s := own
+		if serial != 1 {
+			cert, key := pair(t, serial)
+			s.Pair = secret.New(cert + key)
+		}
+		if _, kind := call(t, &p, s); kind != 0 || srv.serial.Load() != serial {
+			t.Errorf("certificate %d is shown, want %d; kind %d", srv.serial.Load(), serial, kind)
+		}
+	}
+}
+
 // After a change only the new client's connection is left.
 func TestConnectionsOfAReplacedClientAreClosed(t *testing.T) {
 	srv := newTLSServer(t, true)
@@ -269,6 +290,7 @@ func TestUnusableTLSFiles(t *testing.T) {
 		"a crowded folder":  {spec.Server{CADirectory: path("crowded")}, "more than 1024 files"},
 		"other in a folder": {spec.Server{CADirectory: dir}, "no certificate is in it"},
 		"no key":            {spec.Server{ClientCert: path("crt"), ClientKey: path("canary")}, "pairing"},
+		"no key of a pod":   {spec.Server{Pair: secret.New(cert + "canary")}, "pairing tls.crt and tls.key of the pod's nodePublishSecretRef: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tt.server.Address = "https://vault.test"

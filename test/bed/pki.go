@@ -54,6 +54,19 @@ func (b *Bed) makePKI(serviceIP string) error {
 	return b.writePEM("service-account.pub", "PUBLIC KEY", public)
 }
 
+// selfSign writes a certificate that only itself vouches for, and its key.
+func (b *Bed) selfSign(name string, template *x509.Certificate) error {
+	key, err := b.newKey(name)
+	if err != nil {
+		return err
+	}
+	der, err := (&authority{certificate: template, key: key}).der(template, key)
+	if err != nil {
+		return err
+	}
+	return b.writePEM(name+".crt", "CERTIFICATE", der)
+}
+
 func (b *Bed) newAuthority() (*authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

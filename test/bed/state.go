@@ -37,7 +37,10 @@ type State struct {
 
 // VaultState says how to reach the bed's Vault.
 type VaultState struct {
-	Address       string `json:"address"`
+	Address string `json:"address"`
+	// TLSAddress is the same Vault's with TLS; it asks for a client certificate and takes any. Certificate is the file of its own.
+	TLSAddress    string `json:"tlsAddress"`
+	Certificate   string `json:"certificate"`
 	RootTokenFile string `json:"rootTokenFile"`
 	UnsealKeyFile string `json:"unsealKeyFile"`
 	AuditLog      string `json:"auditLog"`

@@ -3,6 +3,8 @@ package bed
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -20,6 +22,9 @@ import (
 
 	"github.com/leasehold-csi/leasehold/test/bed/tool"
 )
+
+// VaultName is the host name that Vault's certificate bears, besides the address that it listens on.
+const VaultName = "vault.test"
 
 // startVault runs Vault with storage on disk, so that it can be restarted and sealed, and its audit log on.
 func (b *Bed) startVault(ctx context.Context) error {
@@ -58,8 +63,19 @@ func (b *Bed) vaultConfig() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	tlsPort, err := b.freePort()
+	if err != nil {
+		return "", err
+	}
+	if err := b.selfSign("vault", &x509.Certificate{
+		Subject: pkix.Name{CommonName: VaultName}, DNSNames: []string{VaultName}, IPAddresses: []net.IP{net.ParseIP(b.state.Host)},
+	}); err != nil {
+		return "", err
+	}
 	b.state.Vault = VaultState{
 		Address:       "http://" + net.JoinHostPort(b.state.Host, strconv.Itoa(port)),
+		TLSAddress:    "https://" + net.JoinHostPort(b.state.Host, strconv.Itoa(tlsPort)),
+		Certificate:   b.path("pki", "vault.crt"),
 		RootTokenFile: b.path("vault", "root-token"),
 		UnsealKeyFile: b.path("vault", "unseal-key"),
 		AuditLog:      b.path("vault", "audit.log"),
@@ -76,12 +92,18 @@ listener "tcp" {
   cluster_address = %q
   tls_disable     = true
 }
+listener "tcp" {
+  address       = %q
+  tls_cert_file = %q
+  tls_key_file  = %q
+}
 api_addr         = %q
 cluster_addr     = %q
 plugin_directory = %q
 disable_mlock    = true
 log_level        = "debug"
 `, b.path("vault", "data"), strings.TrimPrefix(b.state.Vault.Address, "http://"), cluster,
+		strings.TrimPrefix(b.state.Vault.TLSAddress, "https://"), b.state.Vault.Certificate, b.path("pki", "vault.key"),
 		b.state.Vault.Address, "https://"+cluster, b.state.Programs[tool.Vault.Name]), nil
 }
 

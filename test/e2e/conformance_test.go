@@ -4,28 +4,39 @@ package e2e_test
 
 import (
 	"encoding/pem"
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
+	"github.com/leasehold-csi/leasehold/test/bed"
 )
 
 // realClass is a SecretProviderClass as people have them, and what their pods see.
 type realClass struct {
 	name     string
 	provider string // vault when empty
-	// parameters are added to roleName and objects; what is empty here is left out.
+	// parameters are added to roleName and objects.
 	parameters map[string]string
-	objects    string
+	// secret is the one that the pod's nodePublishSecretRef names; empty for none.
+	secret  string
+	objects string
 	// files are patterns that whole files match.
 	files map[string]string
 	modes map[string]os.FileMode
 	// warns is a part of the ClassWarning event; empty for none.
 	warns string
+	// fails is a part of what the pod that cannot start says; empty for one that can.
+	fails string
 }
 
 // oddValues is what the path KV holds: one of each kind of value that Vault keeps.
@@ -34,8 +45,13 @@ var oddValues = map[string]any{
 	"a.b": "dotted", "base64": "aGVsbG8K", "hex": "68656c6c6f", "words": "grüße, \"welt\"", "lines": "one\ntwo\n",
 }
 
-// realClasses are the classes; KV stands for a path of key-value version 1, DATA for one of version 2, DB for a database role.
-func realClasses(vault string) []realClass {
+// realClasses are the classes; KV stands for a path of key-value version 1, DATA for one of version 2, DB for a database role, FOLDER
+// for that of TLS files, MOUNT for where the auth methods are mounted that log in with secret.
+func realClasses(vault bed.VaultState) []realClass {
+	withCA := func(parameters map[string]string) map[string]string {
+		parameters["vaultAddress"], parameters["vaultCACertPath"] = vault.TLSAddress, vault.Certificate
+		return parameters
+	}
 	item := func(fields string) string {
 		return "- {objectName: f, secretPath: KV, secretKey: text, " + fields + "}"
 	}
@@ -97,27 +113,77 @@ func realClasses(vault string) []realClass {
 
 		// credentials, both files from one read
 		{name: "database", objects: "- {objectName: u, secretPath: database/creds/DB, secretKey: username}\n- {objectName: p, secretPath: /v1/database/creds/DB, secretKey: password}", files: map[string]string{"u": "v-kubernet-.*", "p": "[-A-Za-z0-9]+"}},
+		{name: "expire", parameters: map[string]string{"onPodEnd": "revoke", "syncedLeases": "expire"}, objects: one("text"), files: plain},
 		{name: "synced-revoke", parameters: map[string]string{"syncedLeases": "revoke"}, objects: one("text"), files: plain},
 
 		// where and who
-		{name: "address", parameters: map[string]string{"vaultAddress": vault}, objects: one("text"), files: plain},
+		{name: "address", parameters: map[string]string{"vaultAddress": vault.Address}, objects: one("text"), files: plain},
 		{name: "mount-old", parameters: map[string]string{"vaultKubernetesMountPath": "kubernetes"}, objects: one("text"), files: plain},
 		{name: "mount", parameters: map[string]string{"vaultAuthMountPath": "/kubernetes/"}, objects: one("text"), files: plain},
 		{name: "audience", parameters: map[string]string{"audience": "vault"}, objects: one("text"), files: plain},
-		{name: "skip", parameters: map[string]string{"vaultSkipTLSVerify": "true"}, objects: one("text"), files: plain},
-		{name: "skip-1", parameters: map[string]string{"vaultSkipTLSVerify": "1"}, objects: one("text"), files: plain},
-		{name: "skip-not", parameters: map[string]string{"vaultSkipTLSVerify": "false"}, objects: one("text"), files: plain},
-		{name: "tls-name", parameters: map[string]string{"vaultTLSServerName": "vault.test"}, objects: one("text"), files: plain},
+		{name: "namespace", parameters: map[string]string{"vaultNamespace": "team"}, objects: one("text"), files: plain}, // this Vault ignores it
+		{name: "approle", parameters: map[string]string{"roleId": "conform", "vaultAuthMountPath": "MOUNT/approle"}, secret: "approle", objects: one("text"), files: plain, warns: "roleName has no effect beside roleId"},
+		{name: "cert", parameters: withCA(map[string]string{"authMethod": "cert", "roleName": "conform", "vaultAuthMountPath": "MOUNT/cert"}), secret: "cert", objects: one("text"), files: plain},
+
+		// TLS
+		{name: "ca", parameters: withCA(map[string]string{}), objects: one("text"), files: plain},
+		{name: "ca-folder", parameters: map[string]string{"vaultAddress": vault.TLSAddress, "vaultCADirectory": "FOLDER"}, objects: one("text"), files: plain},
+		{name: "no-ca", parameters: map[string]string{"vaultAddress": vault.TLSAddress}, objects: one("text"), fails: "certificate"},
+		{name: "tls-name", parameters: withCA(map[string]string{"vaultTLSServerName": bed.VaultName}), objects: one("text"), files: plain},
+		{name: "tls-other-name", parameters: withCA(map[string]string{"vaultTLSServerName": "other.test"}), objects: one("text"), fails: "other.test"},
+		{name: "client-pair", parameters: withCA(map[string]string{"vaultTLSClientCertPath": "FOLDER/client/tls.crt", "vaultTLSClientKeyPath": "FOLDER/client/tls.key"}), objects: one("text"), files: plain},
+		{name: "half-a-pair", parameters: withCA(map[string]string{"vaultTLSClientCertPath": "FOLDER/client/tls.crt"}), objects: one("text"), fails: "must be set together"},
+		{name: "skip", parameters: map[string]string{"vaultAddress": vault.TLSAddress, "vaultSkipTLSVerify": "true"}, objects: one("text"), files: plain},
+		{name: "skip-1", parameters: map[string]string{"vaultAddress": vault.TLSAddress, "vaultSkipTLSVerify": "1"}, objects: one("text"), files: plain},
+		{name: "skip-not", parameters: map[string]string{"vaultAddress": vault.TLSAddress, "vaultSkipTLSVerify": "false"}, objects: one("text"), fails: "certificate"},
 
 		// what has no effect
 		{name: "history", parameters: map[string]string{"kubernetesServiceAccountPath": "/x", "vaultCAPem": "x"}, objects: one("text"), files: plain, warns: `parameter "kubernetesServiceAccountPath" is unknown`},
 		{name: "history-object", objects: item("objectVersion: '1', objectPath: /x"), files: plain, warns: `key "objectVersion" is unknown`},
 		{name: "slip", parameters: map[string]string{"vaultAdress": "http://x"}, objects: one("text"), files: plain, warns: "did you mean vaultAddress?"},
 
-		// OpenBao's names
-		{name: "bao", provider: "openbao", parameters: map[string]string{"audience": "vault", "baoAddress": vault, "baoKubernetesMountPath": "kubernetes"}, objects: one("text"), files: plain},
-		{name: "openbao", provider: "openbao", parameters: map[string]string{"audience": "vault", "openbaoAddress": vault, "openbaoAuthMountPath": "kubernetes", "vaultAddress": "http://elsewhere:8200"}, objects: one("text"), files: plain},
-		{name: "bao-as-vault", provider: "openbao", parameters: map[string]string{"audience": "vault", "vaultAddress": vault}, objects: one("text"), files: plain},
+		// OpenBao's names: more of them are made of those above
+		{name: "openbao-first", provider: "openbao", parameters: map[string]string{"audience": "vault", "openbaoAddress": vault.Address, "vaultAddress": "http://elsewhere:8200"}, objects: one("text"), files: plain},
+		{name: "bao-first", provider: "openbao", parameters: map[string]string{"audience": "vault", "baoAddress": vault.Address, "openbaoAddress": "http://elsewhere:8200"}, objects: one("text"), files: plain},
+		{name: "bao-as-vault", provider: "openbao", parameters: map[string]string{"audience": "vault", "vaultAddress": vault.Address}, objects: one("text"), files: plain},
+	}
+}
+
+// underOtherNames are the classes whose parameters have a name of OpenBao's, under that. Their pods' tokens are still for Vault.
+func underOtherNames(classes []realClass) []realClass {
+	var others []realClass
+	for _, prefix := range []string{"bao", "openbao"} {
+		for _, c := range classes {
+			other, named := map[string]string{"audience": "vault"}, false
+			for key, value := range c.parameters {
+				if bare, ok := strings.CutPrefix(key, "vault"); ok {
+					key, named = prefix+bare, true
+				}
+				other[key] = value
+			}
+			if named && c.provider == "" && c.warns == "" {
+				c.name, c.provider, c.parameters = prefix+"-"+c.name, "openbao", other
+				others = append(others, c)
+			}
+		}
+	}
+	return others
+}
+
+// mustCover compares the table with all keys that there are.
+func mustCover(t *testing.T, classes []realClass) {
+	t.Helper()
+	text := "\nroleName\nobjects\n"
+	for _, c := range classes {
+		for key := range c.parameters {
+			text += key + "\n"
+		}
+		text += regexp.MustCompile("[^A-Za-z]+").ReplaceAllString(c.objects, "\n")
+	}
+	for _, key := range slices.Concat(spec.Vault.Parameters(), spec.OpenBao.Parameters(), spec.ObjectKeys()) {
+		if !strings.Contains(text, "\n"+key+"\n") {
+			t.Errorf("no class has the key %s", key)
+		}
 	}
 }
 
@@ -134,13 +200,16 @@ func (s *suite) conformance(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	here := strings.NewReplacer("KV", kv, "DATA", data, "DB", p.role)
-	classes := realClasses(s.bed.State().Vault.Address)
+	here := strings.NewReplacer("KV", kv, "DATA", data, "DB", p.role, "FOLDER", p.tlsFolder(), "MOUNT", p.role)
+	p.enableLogins()
+	classes := realClasses(s.bed.State().Vault)
+	classes = append(classes, underOtherNames(classes)...)
+	mustCover(t, classes)
 	pods := make([]*corev1.Pod, len(classes))
 	for i, c := range classes {
 		parameters := map[string]any{"roleName": "my-app-role", "objects": here.Replace(c.objects)}
 		for key, value := range c.parameters {
-			parameters[key] = value
+			parameters[key] = here.Replace(value)
 		}
 		provider := c.provider
 		if provider == "" {
@@ -151,9 +220,17 @@ func (s *suite) conformance(t *testing.T) {
 			"metadata": map[string]any{"name": c.name},
 			"spec":     map[string]any{"provider": provider, "parameters": parameters},
 		}})
-		pods[i] = p.create(newPod(c.name, c.name))
+		pod := newPod(c.name, c.name)
+		if c.secret != "" {
+			pod.Spec.Volumes[0].CSI.NodePublishSecretRef = &corev1.LocalObjectReference{Name: c.secret}
+		}
+		pods[i] = p.create(pod)
 	}
 	for i, c := range classes {
+		if c.fails != "" {
+			p.awaitComplaint(c.name, c.fails)
+			continue
+		}
 		p.awaitRunning(pods[i])
 		p.mustShow(pods[i], c)
 	}
@@ -162,6 +239,44 @@ func (s *suite) conformance(t *testing.T) {
 		p.awaitObjectGone(pod)
 	}
 	p.awaitNothing()
+}
+
+// tlsFolder makes a folder with Vault's certificate alone, as a CA, and one below it with a client certificate.
+func (p *place) tlsFolder() string {
+	p.t.Helper()
+	ca, err := os.ReadFile(p.bed.State().Vault.Certificate)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	cert, key := vaulttest.Pair("conform", time.Hour)
+	folder := p.t.TempDir()
+	for name, content := range map[string]string{"ca.crt": string(ca), "client/tls.crt": cert, "client/tls.key": key} {
+		path := filepath.Join(folder, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(content), 0o600)); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	return folder
+}
+
+// enableLogins mounts the methods that log in with a Secret, below the place's role, and makes the Secrets.
+func (p *place) enableLogins() {
+	p.t.Helper()
+	for _, method := range []string{"approle", "cert"} {
+		p.write("sys/auth/"+p.role+"/"+method, map[string]any{"type": method})
+		p.t.Cleanup(func() { _ = p.vault.Sys().DisableAuth(p.role + "/" + method) })
+	}
+	p.write("auth/"+p.role+"/cert/certs/conform", map[string]any{"certificate": p.certificate("cert"), "token_policies": "my-app"})
+	role := "auth/" + p.role + "/approle/role/conform"
+	p.write(role, map[string]any{"token_policies": "my-app"})
+	p.write(role+"/role-id", map[string]any{"role_id": "conform"})
+	issued, err := p.vault.Logical().WriteWithContext(p.t.Context(), role+"/secret-id", nil)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	id := issued.Data["secret_id"].(string)
+	p.secrets.add("a secret-id", id)
+	p.secret("approle", map[string]string{"secretId": id})
 }
 
 // mustShow compares a pod's volume with what its class should bring.

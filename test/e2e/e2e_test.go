@@ -18,6 +18,7 @@ func TestEndToEnd(t *testing.T) {
 		{"two volumes of one pod", s.twoVolumes},
 		{"key-value secrets and a certificate", s.staticSecrets},
 		{"logins by AppRole", s.logsInByAppRole},
+		{"logins by certificate", s.logsInByCertificate},
 		{"a pod older than its lease's TTL", s.outlivesTTL},
 		{"a graceful end with a preStop", s.gracefulEnd},
 		{"a job that completes", s.jobCompletes},

@@ -21,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+
+	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
 
 // exampleClass runs the documentation's example as it stands; only the image of its pod is one that the bed has.
@@ -197,13 +199,8 @@ func (s *suite) logsInByAppRole(t *testing.T) {
 		}
 		p.secrets.add("a "+key, value)
 		name := strings.ToLower(key)
-		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}, StringData: map[string]string{key: value}}
-		if _, err := p.bed.Client().CoreV1().Secrets(p.ns).Create(ctx, secret, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		pod := newPod(name, "db")
-		pod.Spec.Volumes[0].CSI.NodePublishSecretRef = &corev1.LocalObjectReference{Name: name}
-		pods = append(pods, p.run(pod))
+		p.secret(name, map[string]string{key: value})
+		pods = append(pods, p.run(podWith(name)))
 	}
 	for _, pod := range pods {
 		p.mustLogIn(p.login(pod))
@@ -214,6 +211,74 @@ func (s *suite) logsInByAppRole(t *testing.T) {
 	p.awaitComplaint("other", "wrapping token is not valid or does not exist", "wrap a new secret-id")
 	p.deleteAll()
 	p.awaitNothing()
+}
+
+// logsInByCertificate mounts with a certificate of the pod's own, and keeps the pod for longer than the token lives that nobody renews:
+// Vault renews it over a connection with that certificate only.
+func (s *suite) logsInByCertificate(t *testing.T) {
+	const ttl = 20 * time.Second
+	p := s.newPlace(t, "certificate")
+	ctx, mount := t.Context(), p.role+"/cert"
+	if err := p.vault.Sys().EnableAuthWithOptionsWithContext(ctx, mount, &api.EnableAuthOptions{Type: "cert"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.vault.Sys().DisableAuth(mount) })
+	p.class("db", map[string]string{
+		"authMethod": "cert", "vaultAuthMountPath": mount, "objects": credentials(p.role),
+		"vaultAddress": s.bed.State().Vault.TLSAddress, "vaultSkipTLSVerify": "true",
+	})
+	role := map[string]any{"certificate": p.certificate("known"), "token_policies": "my-app", "token_ttl": ttl.Seconds()}
+	if _, err := p.vault.Logical().WriteWithContext(ctx, "auth/"+mount+"/certs/app", role); err != nil {
+		t.Fatal(err)
+	}
+	p.certificate("stranger")
+	p.create(podWith("stranger"))
+	p.create(newPod("none", "db"))
+	pod := p.run(podWith("known"))
+	p.awaitComplaint("stranger", "failed to match all constraints for this login certificate", `client certificate of "CN=stranger"`)
+	p.awaitComplaint("none", "there is no client certificate to log in with")
+	credentials := p.login(pod)
+	held, err := p.holds(ctx)
+	if err != nil || len(held.leases) != 1 {
+		t.Fatalf("there should be one lease: %v, %v", held, err)
+	}
+	s.eventually(t, "the lease is older than two lives of its token", func(ctx context.Context) error {
+		if err := s.bed.CanLogIn(ctx, credentials.user, credentials.password); err != nil {
+			t.Fatalf("logging in with the mounted credentials: %v", err)
+		}
+		age, err := s.age(ctx, held.leases[0])
+		if err == nil && age < 2*ttl+5*time.Second {
+			err = errors.New("it is younger")
+		}
+		return err
+	})
+	p.deleteAll()
+	p.awaitNothing()
+}
+
+// certificate makes a client certificate, and a Secret of that name with it and its key.
+func (p *place) certificate(name string) string {
+	p.t.Helper()
+	cert, key := vaulttest.Pair(name, time.Hour)
+	p.secrets.add("a client certificate's key", strings.Split(key, "\n")[1])
+	p.secret(name, map[string]string{corev1.TLSCertKey: cert, corev1.TLSPrivateKeyKey: key})
+	return cert
+}
+
+// secret makes a Secret for a nodePublishSecretRef.
+func (p *place) secret(name string, content map[string]string) {
+	p.t.Helper()
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}, StringData: content}
+	if _, err := p.bed.Client().CoreV1().Secrets(p.ns).Create(p.t.Context(), secret, metav1.CreateOptions{}); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// podWith is a pod of the class db with a Secret of its own name.
+func podWith(secret string) *corev1.Pod {
+	pod := newPod(secret, "db")
+	pod.Spec.Volumes[0].CSI.NodePublishSecretRef = &corev1.LocalObjectReference{Name: secret}
+	return pod
 }
 
 // outlivesTTL keeps a pod for more than twice the life that its lease was issued with.

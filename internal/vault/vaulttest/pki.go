@@ -46,6 +46,13 @@ func (v *Vault) PKI(path string, leased bool) {
 	}, unknownRole)
 }
 
+// Pair returns a client certificate of an authority that nobody knows, and its key, both in PEM. A negative ttl means that it has
+// expired.
+func Pair(name string, ttl time.Duration) (cert, key string) {
+	data := newIssuer(time.Now()).issue(name, time.Now(), ttl)
+	return data["certificate"].(string), data["private_key"].(string)
+}
+
 // issuer is a certificate authority.
 type issuer struct {
 	certificate *x509.Certificate
