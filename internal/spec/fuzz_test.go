@@ -3,6 +3,8 @@ package spec_test
 import (
 	"encoding/json"
 	"errors"
+	"net/netip"
+	"net/url"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -28,6 +30,7 @@ func FuzzParse(f *testing.F) {
 	seed(param("vaultAuthMountPath", "/v1/..%2f"), param("vaultSkipTLSVerify", "f"), param("objects", "- &a [*a]"))
 	f.Add(`{"objects":"- {objectName: a, secretPath: /v1/a?b=c&a, secretArgs: {}}","roleName":"r"}`, "null", "/pods/a/volumes/kubernetes.io~csi/b/mount", "0")
 	f.Add("{", "{", "//", "-1")
+	seed(param("authMethod", "cert"), func(c *call) { c.secrets = map[string]string{"tls.crt": "a", "tls.key": "b", "secretId": "c"} })
 
 	defaults := validCall().defaults
 	f.Fuzz(func(t *testing.T, attributes, secrets, target, permission string) {
@@ -45,6 +48,43 @@ func FuzzParseObjects(f *testing.F) {
 		c := validCall()
 		c.params["objects"] = objects
 		checkParse(t, c.input(t), c.defaults)
+	})
+}
+
+// FuzzPaths: whatever of a class ends up in a URL leads nowhere else than it says.
+func FuzzPaths(f *testing.F) {
+	f.Add("/v1/secret/data/a?version=2", "/kubernetes/", "team/a", "https://vault:8200")
+	f.Add("a//b/./c?x=%2f&x=..", "auth/%2E%2e/x", "../root", "http://[::ffff:127.0.0.1]:8200/")
+	f.Add("sys/raw#?", "a?b", " /", "https://user@vault.test:0")
+	f.Add("v1/v1/..%2Fsys", "ünter/wegs", "\u2028", "http://LOCALHOST.:80")
+	f.Fuzz(func(t *testing.T, secretPath, mount, namespace, address string) {
+		quoted, err := json.Marshal(secretPath)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := validCall()
+		c.params["objects"] = "- {objectName: f, secretPath: " + string(quoted) + "}"
+		c.params["vaultAuthMountPath"], c.params["vaultNamespace"], c.params["vaultAddress"] = mount, namespace, address
+		req, err := c.parse(t)
+		if err != nil {
+			checkFaults(t, err)
+			return
+		}
+		for _, path := range []string{req.Spec.Objects[0].Read.Path, "auth/" + req.Spec.Auth.Mount + "/login", "ns/" + req.Spec.Namespace} {
+			at, err := url.Parse("http://vault/v1/" + path)
+			clean := strings.TrimSuffix(path, "/") // of no namespace
+			if err == nil && at.Path != "/v1/"+path || filepath.Clean(clean) != clean || strings.Contains(strings.ToLower(path), "%2f") {
+				t.Errorf("path %q: %v, %v", path, at, err)
+			}
+		}
+		s := req.Spec.Server
+		at, err := url.Parse(s.Address)
+		if err != nil || at.Host == "" || at.Path+at.RawQuery+at.Fragment != "" || at.User != nil || at.Scheme != "http" && at.Scheme != "https" {
+			t.Errorf("address %q", s.Address)
+		}
+		if ip, err := netip.ParseAddr(at.Hostname()); err == nil && spec.Reserved(ip) || !s.Guarded && s.Address != c.defaults.Server.Address {
+			t.Errorf("address %q, guarded: %t", s.Address, s.Guarded)
+		}
 	})
 }
 
