@@ -89,7 +89,7 @@ fuzz: ## Run every fuzz target for TIME each (default 30s)
 	@grep -roH --include='*_test.go' --exclude-dir=tools '^func Fuzz[A-Za-z0-9_]*' . | \
 	while IFS=: read -r file func; do \
 		echo "$${func#func } in $${file%/*}"; \
-		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(TIME) "$${file%/*}" </dev/null; \
+		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(TIME) -fuzzminimizetime 5s "$${file%/*}" </dev/null; \
 	done
 
 .PHONY: images
