@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
-
-	"github.com/leasehold-csi/leasehold/internal/secret"
 )
 
 // Bounds of what is read at all. They are far above honest use and keep a hostile class from costing the node more than a
@@ -102,9 +100,7 @@ func Parse(in Input, d Defaults) (*Request, error) {
 
 		Audience: p.audience(),
 	}
-	req.JWT = p.jwt(req.Spec.Auth, in.Secrets)
-	req.SecretID, req.Wrapped = p.secretID(req.Spec.Auth, in.Secrets)
-	req.Spec.Server.Pair = p.pair(req.Spec.Auth, in.Secrets)
+	p.credentials(req, in.Secrets)
 	p.unknownParameters(raw)
 	req.Volume = p.volume(in.TargetPath, req.Pod.UID)
 	if len(p.faults) > 0 {
@@ -310,88 +306,6 @@ func (p *parser) permission(text string) int32 {
 		return defaultMode
 	}
 	return int32(mode)
-}
-
-// jwt looks among the attributes first, then among the secrets: drivers up to v1.5 do not copy the tokens over. No token is
-// no fault: a republish needs none.
-func (p *parser) jwt(auth Auth, secrets string) secret.Value {
-	if auth.Method != Kubernetes {
-		return secret.Value{}
-	}
-	text := p.params[tokens]
-	if text == "" {
-		text = p.secretValues(secrets)[tokens]
-	}
-	if text == "" {
-		return secret.Value{}
-	}
-	var byAudience map[string]struct {
-		Token string `json:"token"`
-	}
-	if err := json.Unmarshal([]byte(text), &byAudience); err != nil {
-		p.faultf(place{}, "%s is not a JSON object of tokens by audience", tokens)
-		return secret.Value{}
-	}
-	return secret.New(byAudience[p.audience()].Token)
-}
-
-// audience is that of the token to log in with, among those that kubelet sent.
-func (p *parser) audience() string { return cmp.Or(p.params["audience"], string(p.provider)) }
-
-// The keys of the Secret that nodePublishSecretRef names.
-const (
-	secretIDKey  = "secretId"
-	wrappedIDKey = "wrappedSecretId"
-	// Those of a Secret of the type kubernetes.io/tls.
-	certKey = "tls.crt"
-	keyKey  = "tls.key"
-)
-
-// secretID reads AppRole's. That there is none is no fault: a role can do without, and a republish needs none.
-func (p *parser) secretID(auth Auth, secrets string) (id secret.Value, wrapped bool) {
-	if auth.Method != AppRole {
-		return secret.Value{}, false
-	}
-	values := p.secretValues(secrets)
-	plain, wrapping := strings.TrimSpace(values[secretIDKey]), strings.TrimSpace(values[wrappedIDKey])
-	if plain != "" && wrapping != "" {
-		p.faultf(place{}, "the Secret of nodePublishSecretRef holds both %s and %s; only one may be there", secretIDKey, wrappedIDKey)
-	}
-	return secret.New(plain + wrapping), wrapping != ""
-}
-
-// pair reads the client certificate and its key. That there is none is no fault: a republish needs none. Whether they fit each other
-// is seen where they are used, which is not at every republish.
-func (p *parser) pair(auth Auth, secrets string) secret.Value {
-	if auth.Method != Cert {
-		return secret.Value{}
-	}
-	values := p.secretValues(secrets)
-	cert, key := values[certKey], values[keyKey]
-	if (cert == "") != (key == "") {
-		p.faultf(place{}, "the Secret of nodePublishSecretRef holds only one of %s and %s", certKey, keyKey)
-		return secret.Value{}
-	}
-	if cert == "" {
-		return secret.Value{}
-	}
-	return secret.New(cert + "\n" + key)
-}
-
-func (p *parser) secretValues(secrets string) map[string]string {
-	if secrets == "" {
-		return nil
-	}
-	if len(secrets) > maxSecrets {
-		p.faultf(place{}, "the secrets are larger than %d bytes", maxSecrets)
-		return nil
-	}
-	var values map[string]string
-	if err := json.Unmarshal([]byte(secrets), &values); err != nil {
-		p.faultf(place{}, "the secrets are not a JSON object of texts")
-		return nil
-	}
-	return values
 }
 
 // printable returns what is wrong with a text of one line; nil for the empty text.
