@@ -56,6 +56,7 @@ func FuzzPaths(f *testing.F) {
 	f.Add("/v1/secret/data/a?version=2", "/kubernetes/", "team/a", "https://vault:8200")
 	f.Add("a//b/./c?x=%2f&x=..", "auth/%2E%2e/x", "../root", "http://[::ffff:127.0.0.1]:8200/")
 	f.Add("sys/raw#?", "a?b", " /", "https://user@vault.test:0")
+	f.Add("a%00", "%00", "%", "https://vault.test")
 	f.Add("v1/v1/..%2Fsys", "ünter/wegs", "\u2028", "http://LOCALHOST.:80")
 	f.Fuzz(func(t *testing.T, secretPath, mount, namespace, address string) {
 		quoted, err := json.Marshal(secretPath)
@@ -71,10 +72,15 @@ func FuzzPaths(f *testing.F) {
 			return
 		}
 		for _, path := range []string{req.Spec.Objects[0].Read.Path, "auth/" + req.Spec.Auth.Mount + "/login", "ns/" + req.Spec.Namespace} {
-			at, err := url.Parse("http://vault/v1/" + path)
-			clean := strings.TrimSuffix(path, "/") // of no namespace
-			if err == nil && at.Path != "/v1/"+path || filepath.Clean(clean) != clean || strings.Contains(strings.ToLower(path), "%2f") {
-				t.Errorf("path %q: %v, %v", path, at, err)
+			arrives := (&url.URL{Path: path}).EscapedPath()
+			for range 2 { // Vault decodes once, and a proxy before it may
+				if next, err := url.PathUnescape(arrives); err == nil {
+					arrives = next
+				}
+			}
+			arrives = strings.TrimSuffix(arrives, "/") // of no namespace
+			if filepath.Clean(arrives) != arrives || strings.Count(arrives, "/") != strings.Count(strings.TrimSuffix(path, "/"), "/") {
+				t.Errorf("path %q may arrive as %q", path, arrives)
 			}
 		}
 		s := req.Spec.Server
