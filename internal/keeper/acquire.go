@@ -10,7 +10,6 @@ import (
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/render"
-	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 )
@@ -68,7 +67,7 @@ func (k *Keeper) Acquire(ctx context.Context, req *spec.Request) ([]render.File,
 		}
 		if held.files != nil && !asked {
 			k.noteGap(held.grant, k.volumes.ask(req.Volume, k.Now()))
-			k.notePair(held.grant, req.Spec.Server.Pair)
+			k.notePair(held.grant, req)
 		}
 		if held.fresh {
 			return held.files, k.answered(ctx, held.grant)
@@ -121,9 +120,15 @@ func (k *Keeper) noteGap(g grant.Grant, gap time.Duration) {
 }
 
 // notePair keeps the certificate that the pod's Secret holds now, with which the token is renewed from here on: Vault takes a new one
-// of the same authority, and that from before runs out.
-func (k *Keeper) notePair(g grant.Grant, pair secret.Value) {
+// of the same authority, and that from before runs out. One that cannot be used is told of, and does not take the place of what can:
+// with it the token could not be given back either.
+func (k *Keeper) notePair(g grant.Grant, req *spec.Request) {
+	pair := req.Spec.Server.Pair
 	if pair.IsZero() || pair == g.Server.Pair {
+		return
+	}
+	if _, err := k.Vaults.Client(req.Spec.Server, req.Pod.Namespace); err != nil {
+		k.tell(req.Pod, req.Volume, err.Error())
 		return
 	}
 	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Server.Pair = pair; return nil })

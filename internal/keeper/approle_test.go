@@ -23,13 +23,7 @@ func (n *node) byAppRole(id string, wrapped bool) *spec.Request {
 func TestAppRole(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		n.vault.AppRole("role-id", vaulttest.Role{TTL: time.Hour, MaxTTL: 4 * time.Hour})
-		req := n.byAppRole(n.vault.SecretID("role-id"), false)
-		for range 24 * 60 {
-			if !n.lives(n.mount(req)[0]) {
-				t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
-			}
-			time.Sleep(time.Minute)
-		}
+		n.mountForADay(n.byAppRole(n.vault.SecretID("role-id"), false))
 		n.end("p")
 		n.expect("pod ended", 0, 0, 0)
 	})

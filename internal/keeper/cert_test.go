@@ -1,4 +1,3 @@
-//nolint:forbidigo // sleeps inside synctest bubbles only
 package keeper_test
 
 import (
@@ -33,12 +32,7 @@ func (n *node) byCert(pair string) *spec.Request {
 func TestCertificateLogsIn(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		req := n.byCert(pair())
-		for range 24 * 60 {
-			if !n.lives(n.mount(req)[0]) {
-				t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
-			}
-			time.Sleep(time.Minute)
-		}
+		n.mountForADay(req)
 		n.end("p")
 		n.expect("pod ended", 0, 0, 0)
 	})
@@ -67,6 +61,25 @@ func TestNewCertificateIsTakenOver(t *testing.T) {
 		n.expect("mounted three times", 1, 1, 1)
 		n.end("p")
 		n.expect("pod ended", 0, 0, 0)
+	})
+}
+
+// TestUnusableCertificateIsNotTakenOver: with half a certificate the token could be neither renewed nor given back.
+func TestUnusableCertificateIsNotTakenOver(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		good := pair()
+		req := n.byCert(good)
+		n.mount(req)
+		req.Spec.Server.Pair = secret.New(good[:len(good)/2])
+		n.mount(req)
+		if !n.had("RefreshFailed") {
+			t.Error("nobody was told")
+		}
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+		if s := n.states(); s != "" {
+			t.Errorf("the store still holds %s", s)
+		}
 	})
 }
 

@@ -572,16 +572,21 @@ func TestNewcomerIsLookedAfterInACrowd(t *testing.T) {
 	})
 }
 
+// mountForADay republishes a volume each minute, and wants what it shows to work.
+func (n *node) mountForADay(req *spec.Request) {
+	n.t.Helper()
+	for range 24 * 60 {
+		if !n.lives(n.mount(req)[0]) {
+			n.t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
+		}
+		time.Sleep(time.Minute)
+	}
+}
+
 func TestTokenAtItsMaximumIsReplaced(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		n.vault.Role("my-app-role", vaulttest.Role{TTL: time.Hour, MaxTTL: 4 * time.Hour})
-		req := n.request("p", wantCreds...)
-		for range 24 * 60 {
-			if !n.lives(n.mount(req)[0]) {
-				t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
-			}
-			time.Sleep(time.Minute)
-		}
+		n.mountForADay(n.request("p", wantCreds...))
 		n.end("p")
 		n.expect("pod ended", 0, 0, 0)
 	})

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -242,18 +243,24 @@ func (s *suite) logsInByCertificate(t *testing.T) {
 	if err != nil || len(held.leases) != 1 {
 		t.Fatalf("there should be one lease: %v, %v", held, err)
 	}
-	s.eventually(t, "the lease is older than two lives of its token", func(ctx context.Context) error {
-		if err := s.bed.CanLogIn(ctx, credentials.user, credentials.password); err != nil {
-			t.Fatalf("logging in with the mounted credentials: %v", err)
+	p.mustOutlive(credentials, held.leases[0], 2*ttl+5*time.Second)
+	p.deleteAll()
+	p.awaitNothing()
+}
+
+// mustOutlive wants mounted credentials to work until their lease is that old.
+func (p *place) mustOutlive(credentials login, lease string, ttl time.Duration) {
+	p.t.Helper()
+	p.eventually(p.t, fmt.Sprintf("the lease is older than %s", ttl), func(ctx context.Context) error {
+		if err := p.bed.CanLogIn(ctx, credentials.user, credentials.password); err != nil {
+			p.t.Fatalf("logging in with the mounted credentials: %v", err)
 		}
-		age, err := s.age(ctx, held.leases[0])
-		if err == nil && age < 2*ttl+5*time.Second {
+		age, err := p.age(ctx, lease)
+		if err == nil && age < ttl {
 			err = errors.New("it is younger")
 		}
 		return err
 	})
-	p.deleteAll()
-	p.awaitNothing()
 }
 
 // certificate makes a client certificate, and a Secret of that name with it and its key.
@@ -291,16 +298,7 @@ func (s *suite) outlivesTTL(t *testing.T) {
 	p.logInAlways(pod)
 	pod = p.run(pod)
 	held, credentials := p.mustHold(1), p.login(pod)
-	s.eventually(t, "the lease is older than two of its TTLs", func(ctx context.Context) error {
-		if err := s.bed.CanLogIn(ctx, credentials.user, credentials.password); err != nil {
-			t.Fatalf("logging in with the mounted credentials: %v", err)
-		}
-		age, err := s.age(ctx, held.leases[0])
-		if err == nil && age < 2*ttl+5*time.Second {
-			err = errors.New("it is younger")
-		}
-		return err
-	})
+	p.mustOutlive(credentials, held.leases[0], 2*ttl+5*time.Second)
 	p.mustStillHold(held)
 	if p.login(pod) != credentials {
 		t.Error("the mounted credentials have changed")
