@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/secrets-store-csi-driver/pkg/client/clientset/versioned"
@@ -130,7 +131,9 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a Kubernetes client for events: %w", err)
 	}
-	classes, err := versioned.NewForConfig(config)
+	unlimited := rest.CopyConfig(config)
+	unlimited.QPS = -1 // a class is read once for a volume, and the volumes under way are bounded
+	classes, err := versioned.NewForConfig(unlimited)
 	if err != nil {
 		return nil, fmt.Errorf("making a client for SecretProviderClasses: %w", err)
 	}

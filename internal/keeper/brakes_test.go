@@ -137,6 +137,28 @@ func TestUnknownWhetherSynced(t *testing.T) {
 	})
 }
 
+// TestAsksAheadOfLeases: what brought a lease before will again, so the class is asked about while Vault works and not after it.
+func TestAsksAheadOfLeases(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		const request, question = time.Second, 2 * time.Second
+		n.wire = slow{n.vault, request}
+		n.reconfigure(func(c *keeper.Config) {
+			c.Synced = func(context.Context, string, string) ([]string, error) { time.Sleep(question); return nil, nil }
+		})
+		mount := func(pod string) time.Duration {
+			req := n.request(pod, wantCreds...)
+			req.Spec.SyncedLeases = spec.ExpireSynced
+			begin := time.Now()
+			n.mount(req)
+			return time.Since(begin)
+		}
+		mount("first")
+		if took := mount("second"); took != max(2*request, question) { // a login and a read
+			t.Errorf("the second mount took %s", took)
+		}
+	})
+}
+
 // TestBreaker: when all pods of a node seem to end at once and nobody told of it, nothing is revoked until they are found over again.
 func TestBreaker(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {

@@ -90,6 +90,7 @@ type Keeper struct {
 	volumes volumes
 	lives   lives
 	holders holders
+	leased  digests
 
 	mounts struct {
 		sync.Mutex

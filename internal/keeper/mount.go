@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -60,12 +59,13 @@ func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string
 	if err != nil {
 		return nil, grant.Grant{}, fmt.Errorf("recording the mount: %w", err)
 	}
+	synced := k.askSynced(ctx, c.grant, req)
 	files, inDoubt, err := k.fill(ctx, client, c.grant, req)
 	if c.first { // now rather than before, because the cache may have come to know the pod meanwhile
 		k.tellOverridden(req)
 	}
 	if err == nil {
-		err = k.settleSynced(ctx, c.grant.ID, req)
+		err = k.settleSynced(c.grant.ID, req, synced)
 	}
 	c.busy = max(c.busy, inDoubt)
 	if err != nil {
@@ -113,48 +113,6 @@ func (k *Keeper) tellRotated(g grant.Grant, began, ends grant.Instant) {
 		eventtype, before = "Warning", fmt.Sprintf("ended %s ago", max(now.Sub(ends), time.Second).Round(time.Second))
 	}
 	k.Event(g.Pod, eventtype, "Rotated", fmt.Sprintf("volume %q shows new credentials of %s; those before %s", g.Volume.Volume, strings.Join(paths, ", "), before))
-}
-
-// settleSynced finds out, when the grant's first lease has come, whether the driver copies a leased object into a Secret, which
-// other pods may use and which outlives this one.
-func (k *Keeper) settleSynced(ctx context.Context, id string, req *spec.Request) error {
-	policy := req.Spec.SyncedLeases
-	g, err := k.Store.Get(id)
-	if err != nil || policy == spec.RevokeSynced || req.Class == "" || g.SyncAsked || len(g.Leases) == 0 {
-		return err
-	}
-	names, err := k.Synced(ctx, req.Pod.Namespace, req.Class)
-	if err != nil {
-		return fmt.Errorf("finding out whether leases are synced into Secrets (the class can say syncedLeases: revoke): %w", err)
-	}
-	synced := ""
-	for _, o := range req.Spec.Objects {
-		if g.Lease(o.Read) != nil && slices.Contains(names, o.Name) {
-			synced = o.Name
-		}
-	}
-	_, err = k.Store.Update(id, func(g *grant.Grant) error {
-		g.SyncAsked = true
-		switch {
-		case synced == "":
-		case policy == spec.RefuseSynced:
-			g.Unleasable = fmt.Sprintf("object %q is synced into a Secret, and the class says syncedLeases: refuse", synced)
-		default:
-			g.Expire = fmt.Sprintf("object %q is synced into a Secret", synced)
-		}
-		return nil
-	})
-	switch {
-	case err != nil:
-		return err
-	case synced == "":
-		return nil
-	case policy == spec.RefuseSynced:
-		return &RefusedError{Path: g.Leases[0].Read.Path, Why: fmt.Sprintf("it is leased and object %q is synced into a Secret, and the class says syncedLeases: refuse", synced)}
-	}
-	k.Event(req.Pod, "Warning", "SyncedLease", fmt.Sprintf("volume %q: the leased object %q is synced into a Secret that other pods may use, so its lease is not revoked at the pod's end but runs out: "+
-		"say syncedLeases: revoke or refuse in SecretProviderClass %q to choose otherwise", req.Volume.Volume, synced, req.Class))
-	return nil
 }
 
 // fill logs in unless g has a token, reads what is due and renders. inDoubt is until when Vault may be working on a request

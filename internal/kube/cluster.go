@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -53,6 +54,7 @@ type Cluster struct {
 	client    kubernetes.Interface
 	poster    kubernetes.Interface
 	classes   versioned.Interface
+	reads     singleflight.Group // of classes
 	node      string
 	log       *slog.Logger
 	informer  cache.SharedIndexInformer

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -236,4 +237,30 @@ func TestSyncedObjects(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSyncedObjectsAreReadOnce: all pods of a class that start together share one read.
+func TestSyncedObjectsAreReadOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		classes := fakeclasses.NewSimpleClientset()
+		var reads atomic.Int32
+		classes.PrependReactor("get", "*", func(k8stesting.Action) (bool, runtime.Object, error) {
+			time.Sleep(time.Second)
+			reads.Add(1)
+			return true, &secretsstorev1.SecretProviderClass{}, nil
+		})
+		c := kube.New(kube.Config{Client: fake.NewSimpleClientset(), Classes: classes, Node: node, Log: slog.New(slog.DiscardHandler)})
+		var pods sync.WaitGroup
+		for range 100 {
+			pods.Go(func() {
+				if _, err := c.SyncedObjects(t.Context(), "shop", "db"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		pods.Wait()
+		if _, err := c.SyncedObjects(t.Context(), "shop", "db"); err != nil || reads.Load() != 2 {
+			t.Errorf("read %d times, %v", reads.Load(), err)
+		}
+	})
 }

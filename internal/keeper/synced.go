@@ -1,0 +1,103 @@
+package keeper
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/spec"
+)
+
+// maxDigests bounds what is remembered of which wishes bring leases.
+const maxDigests = 4096
+
+// digests are wishes that brought leases before. The zero value is ready to use.
+type digests struct {
+	mu    sync.Mutex
+	known map[string]bool
+}
+
+func (d *digests) has(digest string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.known[digest]
+}
+
+// add keeps what is known; any other digest makes room.
+func (d *digests) add(digest string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.known == nil {
+		d.known = make(map[string]bool)
+	}
+	if len(d.known) >= maxDigests && !d.known[digest] {
+		for other := range d.known {
+			delete(d.known, other)
+			break
+		}
+	}
+	d.known[digest] = true
+}
+
+// askSynced returns what asks, once, for the names of the class's objects that the driver copies into Secrets. Where leases are to be
+// expected it asks at once, so that the answer comes while Vault works.
+func (k *Keeper) askSynced(ctx context.Context, g grant.Grant, req *spec.Request) func() ([]string, error) {
+	ask := sync.OnceValues(func() ([]string, error) { return k.Synced(ctx, req.Pod.Namespace, req.Class) })
+	if unsettled(g, req) && k.leased.has(req.Spec.Digest) {
+		go func() {
+			defer func() { _ = recover() }() // who waits for the answer panics as well, and that is told
+			_, _ = ask()
+		}()
+	}
+	return ask
+}
+
+// unsettled tells whether it matters, and is not known, what the driver copies into Secrets.
+func unsettled(g grant.Grant, req *spec.Request) bool {
+	return req.Class != "" && req.Spec.SyncedLeases != spec.RevokeSynced && !g.SyncAsked
+}
+
+// settleSynced finds out, when the grant's first lease has come, whether the driver copies a leased object into a Secret, which
+// other pods may use and which outlives this one.
+func (k *Keeper) settleSynced(id string, req *spec.Request, names func() ([]string, error)) error {
+	policy := req.Spec.SyncedLeases
+	g, err := k.Store.Get(id)
+	if err != nil || len(g.Leases) == 0 || !unsettled(g, req) {
+		return err
+	}
+	k.leased.add(req.Spec.Digest)
+	objects, err := names()
+	if err != nil {
+		return fmt.Errorf("finding out whether leases are synced into Secrets (the class can say syncedLeases: revoke): %w", err)
+	}
+	synced := ""
+	for _, o := range req.Spec.Objects {
+		if g.Lease(o.Read) != nil && slices.Contains(objects, o.Name) {
+			synced = o.Name
+		}
+	}
+	_, err = k.Store.Update(id, func(g *grant.Grant) error {
+		g.SyncAsked = true
+		switch {
+		case synced == "":
+		case policy == spec.RefuseSynced:
+			g.Unleasable = fmt.Sprintf("object %q is synced into a Secret, and the class says syncedLeases: refuse", synced)
+		default:
+			g.Expire = fmt.Sprintf("object %q is synced into a Secret", synced)
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case synced == "":
+		return nil
+	case policy == spec.RefuseSynced:
+		return &RefusedError{Path: g.Leases[0].Read.Path, Why: fmt.Sprintf("it is leased and object %q is synced into a Secret, and the class says syncedLeases: refuse", synced)}
+	}
+	k.Event(req.Pod, "Warning", "SyncedLease", fmt.Sprintf("volume %q: the leased object %q is synced into a Secret that other pods may use, so its lease is not revoked at the pod's end but runs out: "+
+		"say syncedLeases: revoke or refuse in SecretProviderClass %q to choose otherwise", req.Volume.Volume, synced, req.Class))
+	return nil
+}
