@@ -144,11 +144,12 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 	}})
 	judge := pods.New(pods.Config{Cluster: cluster, KubeletDir: o.kubeletDir, Now: bootTime, Log: log})
-	told := admin.NewEvents()
+	told, delays := admin.NewEvents(), admin.NewRenewalDelays()
 	k, err := keeper.New(keeper.Config{
 		Store: ledger, Vaults: new(vault.Pool), Ended: judge.Ended, Event: told.Count(cluster.Event), Now: bootTime, Log: log,
 		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Overrides: cluster.Overrides, Synced: cluster.SyncedObjects,
 		RequestToken: cluster.RequestToken, Identify: cluster.Identify,
+		RenewalBegan: func(late time.Duration) { delays.Observe(late.Seconds()) },
 	})
 	if err != nil {
 		return nil, err
@@ -156,7 +157,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	cluster.OnPod(k.Wake)
 	cluster.OnSynced(k.WakeAll)
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), told,
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), told, delays,
 		admin.Metrics{List: k.Grants, BreakerOpen: k.BreakerOpen, Now: bootTime})
 	var sockets []*server.Socket
 	var drivers []*server.Server

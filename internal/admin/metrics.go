@@ -63,6 +63,14 @@ func (m Metrics) Collect(metrics chan<- prometheus.Metric) {
 	metrics <- prometheus.MustNewConstMetric(openDesc, prometheus.GaugeValue, open)
 }
 
+// NewRenewalDelays returns the metric of how late renewals are begun, in seconds.
+func NewRenewalDelays() prometheus.Histogram {
+	return prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "leasehold_renewal_delay_seconds", Help: "Time between when a renewal was due and when it was begun, of those that did not fail before.",
+		Buckets: []float64{.1, 1, 10, 60, 600},
+	})
+}
+
 // Events counts the events that are posted on pods.
 type Events struct{ *prometheus.CounterVec }
 

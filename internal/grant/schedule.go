@@ -148,6 +148,17 @@ func (g *Grant) TokenRenewal(now Instant) bool {
 	return at != 0 && at <= now && g.Leased(now)
 }
 
+// RenewalDue is since when a renewal of the token or of a lease is due at now; zero when none is.
+func (g *Grant) RenewalDue(now Instant) (due Instant) {
+	if g.TokenRenewal(now) {
+		due = g.Login.RenewAt(g.Jitter())
+	}
+	for _, l := range g.Renewals(now) {
+		due = Earliest(due, l.Term.RenewAt(g.Jitter()))
+	}
+	return due
+}
+
 // Lapse is when the first of what the volume shows runs out unless it is renewed or replaced. The largest Instant when nothing can.
 func (g *Grant) Lapse(now Instant) Instant {
 	lapse := Instant(math.MaxInt64)

@@ -68,6 +68,8 @@ type Config struct {
 	Revoke RevokeMode
 	// SubPath names a container that mounts the volume by subPath, so that it never sees a change; empty for none. nil for never.
 	SubPath func(podUID, volume string) string
+	// RenewalBegan is told how long after its time a renewal that did not fail before is begun; nil for nobody.
+	RenewalBegan func(late time.Duration)
 	// Overrides names the parameters that the pod gives the volume itself, and which win over its class; nil for never any.
 	Overrides func(podUID, volume string) []string
 	// Synced lists the names of the class's objects that the driver copies into Secrets; nil for none ever.
@@ -116,6 +118,9 @@ func New(c Config) (*Keeper, error) {
 	}
 	if c.SubPath == nil {
 		c.SubPath = func(string, string) string { return "" }
+	}
+	if c.RenewalBegan == nil {
+		c.RenewalBegan = func(time.Duration) {}
 	}
 	if c.Overrides == nil {
 		c.Overrides = func(string, string) []string { return nil }

@@ -135,6 +135,11 @@ func (k *Keeper) renew(ctx context.Context, g grant.Grant) (grant.Instant, error
 	if err != nil {
 		return k.later(g, err)
 	}
+	if now := k.Now(); g.Failures == 0 {
+		if due := g.RenewalDue(now); due != 0 {
+			k.RenewalBegan(now.Sub(due))
+		}
+	}
 	var failure error
 	if g.TokenRenewal(k.Now()) {
 		g, failure = k.renewToken(ctx, client, g)
