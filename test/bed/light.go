@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -94,6 +95,17 @@ func (b *Bed) startLightProvider(ctx context.Context) error {
 		}
 		return b.state.Provider.Endpoint, b.await(ctx, "provider", b.lightProviderReady)
 	})
+}
+
+// Provider returns the command line of the provider's process in the light form.
+func (b *Bed) Provider() []string { return slices.Clone(b.process("provider").Args) }
+
+// SetProvider gives the provider's process of the light form another command line and environment, from its next start on.
+func (b *Bed) SetProvider(args, env []string) {
+	p := b.process("provider")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p.Args, p.Env = args, env
 }
 
 // lightStateDir is on a tmpfs of every Linux machine, and so outside of the bed's folder.

@@ -1,0 +1,541 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
+)
+
+// A full node: its pods, and what each of them mounts.
+const nodePods, podVolumes, volumeLeases = 250, 2, 2
+
+func trimScheme(address string) string {
+	_, host, _ := strings.Cut(address, "://")
+	return host
+}
+
+// full mounts the volumes of a full node, all at once, and returns their calls.
+func (s *stage) full(ctx context.Context, w wish) (requests []*v1alpha1.MountRequest, took latencies, err error) {
+	pods, err := s.pods(ctx, s.few(nodePods))
+	if err != nil {
+		return nil, nil, err
+	}
+	if requests, err = s.requests(pods, "storm", len(pods)*podVolumes, w); err != nil {
+		return nil, nil, err
+	}
+	took, _, err = s.mountAll(ctx, requests, len(w.paths), len(requests))
+	return requests, took, err
+}
+
+// storm measures a whole node's first Mounts, all at once.
+func (s *stage) storm(ctx context.Context) (result, error) {
+	w := database(volumeLeases)
+	calls := s.few(nodePods) * podVolumes
+	var rounds []round
+	var ratio, totals []float64
+	floor, err := newFloor(s.address(w), "")
+	if err != nil {
+		return result{}, err
+	}
+	for range s.rounds() {
+		pods, err := s.pods(ctx, s.few(nodePods))
+		if err != nil {
+			return result{}, err
+		}
+		var r round
+		var theirs, ours float64
+		if r.floor, theirs, err = floorAll(ctx, floor, pods, calls, w, calls); err != nil {
+			return result{}, err
+		}
+		if err := floor.revoke(ctx); err != nil {
+			return result{}, err
+		}
+		requests, err := s.requests(pods, "storm", calls, w)
+		if err != nil {
+			return result{}, err
+		}
+		if r.ours, ours, err = s.mountAll(ctx, requests, len(w.paths), calls); err != nil {
+			return result{}, err
+		}
+		if err := s.end(ctx); err != nil {
+			return result{}, err
+		}
+		rounds, ratio, totals = append(rounds, r), append(ratio, theirs/ours), append(totals, float64(calls)/ours)
+	}
+	r := s.result("storm", fmt.Sprintf("storm, %d pods x %d volumes x %d leases", s.few(nodePods), podVolumes, volumeLeases))
+	r.Sides = []side{sideOf("floor", pooled(rounds, floorOf)), sideOf("leasehold", pooled(rounds, oursOf))}
+	r.Checks = []check{
+		most("time for all / floor's", "x", spreadOf(ratio), 1.2),
+		{What: "time for all", Unit: "s", spread: spreadOf(totals)},
+		told("slowest pod", "s", pooled(rounds, oursOf).quantile(1).Seconds()),
+		counted("errors", 0, 0), // any ends the row
+	}
+	return r, nil
+}
+
+// republishOpen measures Mounts of what is mounted, 50 a second, whether or not those before are answered.
+func (s *stage) republishOpen(ctx context.Context) (result, error) {
+	const every = 20 * time.Millisecond
+	length := 30 * time.Second
+	if s.short {
+		length = 5 * time.Second
+	}
+	requests, _, err := s.full(ctx, database(volumeLeases))
+	if err != nil {
+		return result{}, err
+	}
+	if err := s.quiet(ctx); err != nil {
+		return result{}, err
+	}
+	took, requested, err := s.counting(ctx, func() (latencies, error) { return s.openLoop(ctx, requests, every, int(length/every)) })
+	if err != nil {
+		return result{}, err
+	}
+	r := s.result("republish/open", "republish, nothing due, 50/s")
+	r.Sides = []side{sideOf("leasehold", took)}
+	r.Checks = []check{
+		most("p50", "ms", once(took.quantile(.5).Seconds()*1e3), .5),
+		most("p99", "ms", once(took.quantile(.99).Seconds()*1e3), 3),
+		counted("requests to Vault", requested.vault, 0),
+		counted("requests to the API server", requested.api, 0),
+		counted("goroutines more than before", requested.goroutines, 5),
+	}
+	return r, nil
+}
+
+// quiet waits until the looks that follow first Mounts are over: Vault and the API server are asked for nothing.
+func (s *stage) quiet(ctx context.Context) error {
+	return s.await(ctx, "nothing is asked for", func() error {
+		_, r, err := s.counting(ctx, func() (latencies, error) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(2 * time.Second):
+			}
+			return nil, nil
+		})
+		if err == nil && (r.vault > 0 || r.api > 0) {
+			err = fmt.Errorf("Vault was asked %.0f times, the API server %.0f times", r.vault, r.api) //nolint:staticcheck // a name
+		}
+		return err
+	})
+}
+
+// requested is what happened meanwhile.
+type requested struct{ vault, api, goroutines float64 }
+
+func (s *stage) counting(ctx context.Context, load func() (latencies, error)) (took latencies, r requested, err error) {
+	before, err := s.providerMetrics(ctx)
+	if err != nil {
+		return nil, r, err
+	}
+	api, err := s.apiRequests(ctx)
+	if err != nil {
+		return nil, r, err
+	}
+	mark, err := s.bed.AuditMark()
+	if err != nil {
+		return nil, r, err
+	}
+	if took, err = load(); err != nil {
+		return nil, r, err
+	}
+	entries, err := s.bed.AuditSince(mark)
+	if err != nil {
+		return nil, r, err
+	}
+	apiAfter, err := s.apiRequests(ctx)
+	if err != nil {
+		return nil, r, err
+	}
+	after, err := s.providerMetrics(ctx)
+	r = requested{vault: float64(len(entries)), api: apiAfter - api, goroutines: after.gauge("go_goroutines") - before.gauge("go_goroutines")}
+	return took, r, err
+}
+
+// openLoop begins a call at each beat. A latency counts from the beat.
+func (s *stage) openLoop(ctx context.Context, requests []*v1alpha1.MountRequest, every time.Duration, n int) (latencies, error) {
+	took := make(latencies, n)
+	var group errgroup.Group
+	start := time.Now()
+	for i := range n {
+		beat := start.Add(time.Duration(i) * every)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Until(beat)):
+		}
+		group.Go(func() error {
+			beat := time.Now() // when the timer of this process fired: how late that is says nothing of Leasehold
+			_, err := s.mount(ctx, requests[i%len(requests)], volumeLeases)
+			took[i] = time.Since(beat)
+			return err
+		})
+	}
+	return took, group.Wait()
+}
+
+// republishMost measures how many Mounts of what is mounted are answered, while other volumes' leases are renewed.
+func (s *stage) republishMost(ctx context.Context) (result, error) {
+	length := 15 * time.Second
+	if s.short {
+		length = 3 * time.Second
+	}
+	renewed := wish{role: role, paths: []string{"database/creds/" + shortRole}}
+	pods, err := s.pods(ctx, 20)
+	if err != nil {
+		return result{}, err
+	}
+	shorts, err := s.requests(pods, "short", len(pods), renewed)
+	if err != nil {
+		return result{}, err
+	}
+	if _, _, err := s.mountAll(ctx, shorts, 1, crowd); err != nil {
+		return result{}, err
+	}
+	requests, _, err := s.full(ctx, database(volumeLeases))
+	if err != nil {
+		return result{}, err
+	}
+	before, err := s.renewals(ctx)
+	if err != nil {
+		return result{}, err
+	}
+	used, err := cpu(s.pid())
+	if err != nil {
+		return result{}, err
+	}
+	own, start := ownCPU(), time.Now()
+	took, err := s.closedLoop(ctx, requests, atOnce, length)
+	if err != nil {
+		return result{}, err
+	}
+	elapsed := time.Since(start)
+	usedAfter, err := cpu(s.pid())
+	if err != nil {
+		return result{}, err
+	}
+	clients := ownCPU() - own
+	after, err := s.renewals(ctx)
+	if err != nil {
+		return result{}, err
+	}
+	r := s.result("republish/most", "republish, nothing due, as many as it takes, 32 at a time")
+	r.Sides = []side{sideOf("leasehold", took)}
+	r.Checks = []check{
+		least("throughput", "Mount/s", once(float64(len(took))/elapsed.Seconds()), 2000),
+		told("client's share of a core", "%", 100*clients.Seconds()/elapsed.Seconds()),
+		told("Leasehold's share of a core", "%", 100*(usedAfter-used).Seconds()/elapsed.Seconds()),
+		told("renewals meanwhile", "", after.all-before.all),
+		most("renewals that began over 1 s late", "", once((after.all-after.punctual)-(before.all-before.punctual)), 0),
+	}
+	return r, nil
+}
+
+// renewals counts those that began, and those of them that did within a second of their time.
+type renewals struct{ all, punctual float64 }
+
+func (s *stage) renewals(ctx context.Context) (r renewals, err error) {
+	m, err := s.providerMetrics(ctx)
+	if err != nil {
+		return r, err
+	}
+	for _, series := range m["leasehold_renewal_delay_seconds"].GetMetric() {
+		r.all += float64(series.GetHistogram().GetSampleCount())
+		for _, b := range series.GetHistogram().GetBucket() {
+			if b.GetUpperBound() == 1 {
+				r.punctual += float64(b.GetCumulativeCount())
+			}
+		}
+	}
+	return r, nil
+}
+
+// closedLoop makes calls for a while, each worker its next when the last is answered.
+func (s *stage) closedLoop(ctx context.Context, requests []*v1alpha1.MountRequest, workers int, length time.Duration) (took latencies, err error) {
+	var next atomic.Int64
+	var mu sync.Mutex
+	var group errgroup.Group
+	end := time.Now().Add(length)
+	for range workers {
+		group.Go(func() error {
+			var own latencies
+			for time.Now().Before(end) {
+				one, err := s.mount(ctx, requests[int(next.Add(1))%len(requests)], volumeLeases)
+				if err != nil {
+					return err
+				}
+				own = append(own, one)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			took = append(took, own...)
+			return nil
+		})
+	}
+	return took, group.Wait()
+}
+
+// start measures how soon a new process serves what another held.
+func (s *stage) start(ctx context.Context) (result, error) {
+	const grants = 1000
+	pods, err := s.pods(ctx, s.few(nodePods))
+	if err != nil {
+		return result{}, err
+	}
+	requests, err := s.requests(pods, "start", s.few(grants), kv(1))
+	if err != nil {
+		return result{}, err
+	}
+	if _, _, err := s.mountAll(ctx, requests, 1, atOnce); err != nil {
+		return result{}, err
+	}
+	var took latencies
+	made := 0.0
+	for range 2 * s.rounds() {
+		if err := s.bed.Kill(ctx, "provider"); err != nil {
+			return result{}, err
+		}
+		_, r, err := s.countingVault(ctx, func() (latencies, error) {
+			one, err := s.startOnce(ctx, requests[0])
+			took = append(took, one)
+			return nil, err
+		})
+		if err != nil {
+			return result{}, err
+		}
+		made += r
+	}
+	r := s.result("start", fmt.Sprintf("process start with %d grants", len(requests)))
+	r.Sides = []side{sideOf("until a Mount is answered", took)}
+	r.Checks = []check{
+		most("p50", "ms", once(took.quantile(.5).Seconds()*1e3), 300),
+		counted("logins and reads", made, 0),
+	}
+	return r, nil
+}
+
+// startOnce starts the provider and returns how long it took until a Mount was answered.
+func (s *stage) startOnce(ctx context.Context, request *v1alpha1.MountRequest) (time.Duration, error) {
+	var group errgroup.Group
+	start := time.Now()
+	group.Go(func() error { return s.bed.Start(ctx, "provider") })
+	err := s.serving(ctx)
+	if err == nil {
+		s.conn.Connect()
+		_, err = s.mount(ctx, request, 1)
+	}
+	took := time.Since(start)
+	return took, errors.Join(err, group.Wait())
+}
+
+// countingVault counts the logins and reads meanwhile.
+func (s *stage) countingVault(ctx context.Context, load func() (latencies, error)) (took latencies, made float64, err error) {
+	mark, err := s.bed.AuditMark()
+	if err != nil {
+		return nil, 0, err
+	}
+	if took, err = load(); err != nil {
+		return nil, 0, err
+	}
+	entries, err := s.bed.AuditSince(mark)
+	for _, e := range entries {
+		if strings.HasSuffix(e.Path, "/login") || e.Operation == "read" {
+			made++
+		}
+	}
+	return took, made, err
+}
+
+func (s *stage) connectionsPlain(ctx context.Context) (result, error) {
+	return s.connections(ctx, "connections/plain", "connections of a full node, plain HTTP", s.bed.State().Vault.Address, connections)
+}
+
+func (s *stage) connectionsTLS(ctx context.Context) (result, error) {
+	vault := s.bed.State().Vault
+	if err := s.restart(ctx, "--vault-addr", vault.TLSAddress, "--vault-tls-ca-cert", vault.Certificate); err != nil {
+		return result{}, err
+	}
+	r, err := s.connections(ctx, "connections/tls", "connections of a full node, TLS and HTTP/2", vault.TLSAddress, 2)
+	return r, errors.Join(err, s.end(ctx), s.restart(ctx))
+}
+
+// connections counts those to one Vault during a storm and after it.
+func (s *stage) connections(ctx context.Context, row, title, address string, limit float64) (result, error) {
+	sampling, stop := context.WithCancel(ctx)
+	peak := 0
+	var group errgroup.Group
+	group.Go(func() error {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			n, err := connectionsTo(s.pid(), address)
+			if err != nil {
+				return err
+			}
+			peak = max(peak, n)
+			select {
+			case <-sampling.Done():
+				return nil
+			case <-tick.C:
+			}
+		}
+	})
+	_, took, err := s.full(ctx, database(volumeLeases))
+	stop()
+	if err = errors.Join(err, group.Wait()); err != nil {
+		return result{}, err
+	}
+	after, err := connectionsTo(s.pid(), address)
+	if err != nil {
+		return result{}, err
+	}
+	r := s.result(row, title)
+	r.Sides = []side{sideOf("storm", took)}
+	r.Checks = []check{counted("most during the storm", float64(peak), math.Max(limit, connections)), counted("after the storm", float64(after), limit)}
+	return r, nil
+}
+
+// fairness measures what 50 addresses that never answer, named by one namespace, cost another.
+func (s *stage) fairness(ctx context.Context) (result, error) {
+	const addresses = 50
+	calls := s.few(100)
+	pods, err := s.pods(ctx, 50)
+	if err != nil {
+		return result{}, err
+	}
+	w := kv(1)
+	if _, err := s.oneAtATime(ctx, pods, "warm", warmUp, w); err != nil {
+		return result{}, err
+	}
+	var rounds []round // the floor is the undisturbed one
+	for n := range s.rounds() {
+		var r round
+		if r.floor, err = s.oneAtATime(ctx, pods, fmt.Sprint("quiet-", n), calls, w); err != nil {
+			return result{}, err
+		}
+		hanging, cut := context.WithCancel(ctx)
+		others, err := s.hang(hanging, pods, fmt.Sprint("hang-", n), addresses)
+		if err == nil {
+			r.ours, err = s.oneAtATime(ctx, pods, fmt.Sprint("disturbed-", n), calls, w)
+		}
+		cut()
+		if others != nil {
+			others.Wait()
+		}
+		if err != nil {
+			return result{}, err
+		}
+		rounds = append(rounds, r)
+	}
+	r := s.result("fairness", fmt.Sprintf("cold Mount, 1 KV path, while %d addresses of another namespace hang", addresses))
+	r.Sides = []side{sideOf("undisturbed", pooled(rounds, floorOf)), sideOf("disturbed", pooled(rounds, oursOf))}
+	r.Checks = []check{most("p99 / undisturbed p99", "x", ratios(rounds, .99), 1.5)}
+	return r, nil
+}
+
+func (s *stage) oneAtATime(ctx context.Context, pods []*pod, prefix string, calls int, w wish) (latencies, error) {
+	requests, err := s.requests(pods, prefix, calls, w)
+	if err != nil {
+		return nil, err
+	}
+	took, _, err := s.mountAll(ctx, requests, len(w.paths), 1)
+	return took, err
+}
+
+// hang begins Mounts of another namespace at addresses that do not answer before ctx ends, and returns when all are under way.
+func (s *stage) hang(ctx context.Context, pods []*pod, prefix string, n int) (*sync.WaitGroup, error) {
+	addresses, err := silent(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	var under sync.WaitGroup
+	for i, address := range addresses {
+		w := kv(1)
+		w.vault = address
+		request, err := s.request(pods[i%len(pods)], fmt.Sprint(prefix, "-", i), w)
+		if err != nil {
+			return nil, err
+		}
+		request.Attributes = strings.Replace(request.Attributes, `"csi.storage.k8s.io/pod.namespace":"`+namespace+`"`, `"csi.storage.k8s.io/pod.namespace":"hostile"`, 1)
+		under.Go(func() {
+			_, _ = s.driver.Mount(ctx, request) // fails when ctx ends: that is what it is for
+		})
+	}
+	return &under, s.await(ctx, "every hanging Mount is connected", func() error {
+		for _, address := range addresses {
+			if n, err := connectionsTo(s.pid(), address); err != nil || n == 0 {
+				return fmt.Errorf("%s is not connected to: %w", address, err)
+			}
+		}
+		return nil
+	})
+}
+
+// memory measures what a full node takes up, after a storm and a long time of renewals.
+func (s *stage) memory(ctx context.Context) (result, error) {
+	if err := s.restart(ctx); err != nil { // a process that did nothing else
+		return result{}, err
+	}
+	if _, _, err := s.full(ctx, database(volumeLeases)); err != nil {
+		return result{}, err
+	}
+	length := s.watch
+	if s.short {
+		length = 0
+	}
+	var heaps, routines []float64
+	for end := time.Now().Add(length); ; {
+		m, err := s.providerMetrics(ctx)
+		if err != nil {
+			return result{}, err
+		}
+		heaps, routines = append(heaps, m.gauge("go_memstats_heap_alloc_bytes")), append(routines, m.gauge("go_goroutines"))
+		if !time.Now().Before(end) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return result{}, ctx.Err()
+		case <-time.After(min(time.Minute, time.Until(end))):
+		}
+	}
+	begun, err := s.renewals(ctx)
+	if err != nil {
+		return result{}, err
+	}
+	m, err := memoryOf(s.pid())
+	if err != nil {
+		return result{}, err
+	}
+	state, err := bytesIn(s.bed.State().Provider.StateDir)
+	if err != nil {
+		return result{}, err
+	}
+	size, err := fileSize(s.provider)
+	if err != nil {
+		return result{}, err
+	}
+	const mib = 1 << 20
+	r := s.result("memory", fmt.Sprintf("memory of a full node after a storm and %s of renewals", length))
+	r.Checks = []check{
+		most("RssAnon + RssShmem + state folder", "MiB", once(float64(m.anonymous+m.shared+state)/mib), 40),
+		told("RssAnon", "MiB", float64(m.anonymous)/mib), told("RssShmem", "MiB", float64(m.shared)/mib), told("state folder", "MiB", float64(state)/mib),
+		told("VmRSS", "MiB", float64(m.resident)/mib),
+		most("binary", "MB", once(float64(size)/1e6), 60),
+		{What: "heap in use, by the minute", Unit: "MiB", spread: scaled(spreadOf(heaps), 1./mib)},
+		{What: "goroutines, by the minute", spread: spreadOf(routines)},
+		told("renewals that began", "", begun.all),
+		told("of them over 1 s late", "", begun.all-begun.punctual),
+	}
+	return r, nil
+}
+
+func scaled(s spread, by float64) spread { return spread{s.Median * by, s.Low * by, s.High * by} }

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+)
+
+// machine describes this one, for the tables.
+func machine() string {
+	model := "unknown processor"
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(info)) {
+		if key, value, found := strings.Cut(line, ":"); found && strings.TrimSpace(key) == "model name" {
+			model = strings.TrimSpace(value)
+			break
+		}
+	}
+	var memory syscall.Sysinfo_t
+	_ = syscall.Sysinfo(&memory)
+	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	return fmt.Sprintf("%d x %s, %d GiB, Linux %s, %s; client, Vault, PostgreSQL and the API server share it",
+		runtime.NumCPU(), model, (uint64(memory.Totalram)*uint64(memory.Unit))>>30, strings.TrimSpace(string(kernel)), runtime.Version())
+}
+
+// commit names what is measured.
+func commit(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// pid is the provider's process.
+func (s *stage) pid() int { return s.bed.State().Processes["provider"].PID }
+
+// cpu is the processor time that a process has used.
+func cpu(pid int) (time.Duration, error) {
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, fmt.Errorf("reading a process's time: %w", err)
+	}
+	// After the name in brackets, which may hold anything, the 12th and 13th are the ticks in user and system mode.
+	fields := strings.Fields(string(content[strings.LastIndexByte(string(content), ')')+1:]))
+	if len(fields) < 13 {
+		return 0, errors.New("reading a process's time: it is not as expected")
+	}
+	user, err := strconv.Atoi(fields[11])
+	system, err2 := strconv.Atoi(fields[12])
+	const tick = 10 * time.Millisecond
+	return time.Duration(user+system) * tick, errors.Join(err, err2)
+}
+
+// ownCPU is the processor time that this process has used.
+func ownCPU() time.Duration {
+	var usage syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+// memory is what a process has in memory, in bytes.
+type memory struct{ anonymous, shared, resident int64 }
+
+func memoryOf(pid int) (m memory, err error) {
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return m, fmt.Errorf("reading a process's memory: %w", err)
+	}
+	for line := range strings.Lines(string(content)) {
+		var kilobytes int64
+		key, value, _ := strings.Cut(line, ":")
+		if _, err := fmt.Sscanf(value, "%d kB", &kilobytes); err != nil {
+			continue
+		}
+		switch key {
+		case "RssAnon":
+			m.anonymous = kilobytes << 10
+		case "RssShmem":
+			m.shared = kilobytes << 10
+		case "VmRSS":
+			m.resident = kilobytes << 10
+		}
+	}
+	return m, nil
+}
+
+// bytesIn is what the files of a folder take up.
+func bytesIn(folder string) (total int64, err error) {
+	err = filepath.WalkDir(folder, func(_ string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		info, err := entry.Info()
+		if err == nil {
+			total += info.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("measuring a folder: %w", err)
+	}
+	return total, nil
+}
+
+// connectionsTo counts a process's established TCP connections to an address of IPv4.
+func connectionsTo(pid int, address string) (int, error) {
+	remote, err := tcpEntry(address)
+	if err != nil {
+		return 0, err
+	}
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", pid))
+	if err != nil {
+		return 0, fmt.Errorf("reading connections: %w", err)
+	}
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		return 0, fmt.Errorf("reading descriptors: %w", err)
+	}
+	own := map[string]bool{}
+	for _, link := range links {
+		if target, err := os.Readlink(link); err == nil {
+			own[target] = true
+		}
+	}
+	count := 0
+	for line := range strings.Lines(string(table)) {
+		// sl, local, remote, state (01: established), queues, timer, retransmits, uid, timeout, inode
+		fields := strings.Fields(line)
+		if len(fields) > 9 && fields[2] == remote && fields[3] == "01" && own["socket:["+fields[9]+"]"] {
+			count++
+		}
+	}
+	return count, nil
+}
+
+// tcpEntry is an address as /proc/net/tcp writes it: the bytes of the host in the machine's order, which is the reverse here.
+func tcpEntry(address string) (string, error) {
+	if u, err := url.Parse(address); err == nil && u.Host != "" {
+		address = u.Host
+	}
+	at, err := net.ResolveTCPAddr("tcp4", address)
+	if err != nil {
+		return "", fmt.Errorf("reading an address: %w", err)
+	}
+	ip := at.IP.To4()
+	return strings.ToUpper(hex.EncodeToString([]byte{ip[3], ip[2], ip[1], ip[0]})) + fmt.Sprintf(":%04X", at.Port), nil
+}
+
+// metrics are what a process tells of itself, by name.
+type metrics map[string]*dto.MetricFamily
+
+func scrape(ctx context.Context, client *http.Client, address string) (metrics, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return nil, fmt.Errorf("reading metrics: %w", err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("reading metrics: %w", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("reading metrics: %w", err)
+	}
+	return families, nil
+}
+
+// providerMetrics are the provider's.
+func (s *stage) providerMetrics(ctx context.Context) (metrics, error) {
+	return scrape(ctx, http.DefaultClient, "http://"+s.bed.State().Provider.HealthAddress+"/metrics")
+}
+
+// gauge is the only value of a metric.
+func (m metrics) gauge(name string) float64 {
+	family := m[name]
+	if family == nil || len(family.GetMetric()) == 0 {
+		return 0
+	}
+	return family.GetMetric()[0].GetGauge().GetValue()
+}
+
+// asked are the resources of the API that Leasehold speaks of.
+var asked = map[string]bool{
+	"pods": true, "events": true, "secrets": true, "leases": true, "serviceaccounts": true, "secretproviderclasses": true,
+}
+
+// apiRequests counts what the API server has answered of the resources that Leasehold asks for, whoever asked. Watches are
+// counted when they end, and are left out.
+func (s *stage) apiRequests(ctx context.Context) (float64, error) {
+	body, err := s.bed.Client().CoreV1().RESTClient().Get().AbsPath("/metrics").DoRaw(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("reading the API server's metrics: %w", err)
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(string(body)))
+	if err != nil {
+		return 0, fmt.Errorf("reading the API server's metrics: %w", err)
+	}
+	total := 0.0
+	for _, m := range families["apiserver_request_total"].GetMetric() {
+		labels := map[string]string{}
+		for _, l := range m.GetLabel() {
+			labels[l.GetName()] = l.GetValue()
+		}
+		if asked[labels["resource"]] && labels["verb"] != "WATCH" {
+			total += m.GetCounter().GetValue()
+		}
+	}
+	return total, nil
+}

@@ -1,0 +1,322 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
+)
+
+// row is one line of the issue: how it is measured.
+type row struct {
+	name    string
+	measure func(*stage, context.Context) (result, error)
+}
+
+// rows are measured in this order; benchmarkRow and kubeletRow come after them.
+var rows = []row{
+	{"cold/kv1", coldOne("cold/kv1", "cold Mount, 1 KV path", kv(1), 200)},
+	{"cold/kv10", coldOne("cold/kv10", "cold Mount, 10 KV paths", kv(10), 200)},
+	{"cold/db", coldOne("cold/db", "cold Mount, 1 database path", database(1), 200)},
+	{"cold/orphan", (*stage).coldOrphan},
+	{"cold32/kv1", coldMany("cold32/kv1", "32 at a time, 1 KV path", kv(1), 640)},
+	{"cold32/kv10", coldMany("cold32/kv10", "32 at a time, 10 KV paths", kv(10), 320)},
+	{"cold32/db", coldMany("cold32/db", "32 at a time, 1 database path", database(1), 320)},
+	{"away", (*stage).away},
+	{"storm", (*stage).storm},
+	{"republish/open", (*stage).republishOpen},
+	{"republish/most", (*stage).republishMost},
+	{"start", (*stage).start},
+	{"connections/plain", (*stage).connectionsPlain},
+	{"connections/tls", (*stage).connectionsTLS},
+	{"fairness", (*stage).fairness},
+	{"memory", (*stage).memory},
+}
+
+const (
+	benchmarkRow = "benchmarks"
+	kubeletRow   = "end"
+)
+
+// order is a row's place in the tables.
+func order(name string) int {
+	i := slices.IndexFunc(rows, func(r row) bool { return r.name == name })
+	if i < 0 {
+		return len(rows)
+	}
+	return i
+}
+
+// lightRows measures the chosen rows on the light bed.
+func lightRows(ctx context.Context, o options) (results []result, err error) {
+	chosen := slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return !o.rows.MatchString(r.name) })
+	if len(chosen) == 0 {
+		return nil, nil
+	}
+	s, err := newStage(ctx, o)
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range chosen {
+		begin := time.Now()
+		measured, err := r.measure(s, ctx)
+		if err == nil {
+			err = s.end(ctx)
+		}
+		if err != nil {
+			return results, fmt.Errorf("%s: %w", r.name, err)
+		}
+		fmt.Printf("  measured %-20s %6.1fs\n", r.name, time.Since(begin).Seconds())
+		write(os.Stdout, []result{measured})
+		results = append(results, measured)
+	}
+	return results, nil
+}
+
+// rounds is how often each case is measured.
+func (s *stage) rounds() int {
+	if s.short {
+		return 1
+	}
+	return 5
+}
+
+// few makes a number small enough for the short form.
+func (s *stage) few(n int) int {
+	if s.short {
+		return min(n, 20)
+	}
+	return n
+}
+
+const warmUp = 20
+
+// coldOne measures first Mounts one at a time, in turn with the floor.
+func coldOne(row, title string, w wish, calls int) func(*stage, context.Context) (result, error) {
+	return func(s *stage, ctx context.Context) (result, error) {
+		rounds, err := s.inTurn(ctx, w, s.few(calls))
+		if err != nil {
+			return result{}, err
+		}
+		r := s.result(row, title)
+		r.Sides = []side{sideOf("floor", pooled(rounds, floorOf)), sideOf("leasehold", pooled(rounds, oursOf))}
+		r.Checks = []check{most("p50 / floor's p50", "x", ratios(rounds, .5), 1.25), most("p99 / floor's p99", "x", ratios(rounds, .99), 1.5)}
+		return r, nil
+	}
+}
+
+// inTurn makes single first Mounts and the floor's requests for the same, one after the other.
+func (s *stage) inTurn(ctx context.Context, w wish, calls int) (rounds []round, err error) {
+	pods, err := s.pods(ctx, min(calls, 50))
+	if err != nil {
+		return nil, err
+	}
+	floor, err := newFloor(s.address(w), "")
+	if err != nil {
+		return nil, err
+	}
+	for n := range s.rounds() + 1 {
+		count := calls
+		if n == 0 {
+			count = warmUp
+		}
+		r, err := s.inTurnOnce(ctx, floor, pods, fmt.Sprint("round-", n), w, count)
+		if err = errors.Join(err, floor.revoke(ctx)); err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			rounds = append(rounds, r)
+		}
+	}
+	return rounds, nil
+}
+
+func (s *stage) address(w wish) string {
+	if w.vault != "" {
+		return w.vault
+	}
+	return s.bed.State().Vault.Address
+}
+
+func (s *stage) inTurnOnce(ctx context.Context, floor *floor, pods []*pod, prefix string, w wish, calls int) (r round, err error) {
+	requests, err := s.requests(pods, prefix, calls, w)
+	if err != nil {
+		return r, err
+	}
+	ours := func(i int) error {
+		took, err := s.mount(ctx, requests[i], len(w.paths))
+		r.ours = append(r.ours, took)
+		return err
+	}
+	theirs := func(i int) error {
+		took, err := floor.mount(ctx, pods[i%len(pods)], w, 0)
+		r.floor = append(r.floor, took)
+		return err
+	}
+	for i := range requests {
+		first, second := ours, theirs
+		if i%2 == 1 {
+			first, second = theirs, ours
+		}
+		if err := errors.Join(first(i), second(i)); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+// coldOrphan measures what the one call costs that shortens a token to the orphan TTL.
+func (s *stage) coldOrphan(ctx context.Context) (result, error) {
+	w := kv(1)
+	w.role = longRole
+	rounds, err := s.inTurn(ctx, w, s.few(200))
+	if err != nil {
+		return result{}, err
+	}
+	r := s.result("cold/orphan", "cold Mount, 1 KV path, token shortened to the orphan TTL")
+	r.Sides = []side{sideOf("floor, without that call", pooled(rounds, floorOf)), sideOf("leasehold", pooled(rounds, oursOf))}
+	r.Checks = []check{{What: "p50 / floor's p50", Unit: "x", spread: ratios(rounds, .5)}}
+	return r, nil
+}
+
+const atOnce = 32
+
+// coldMany measures the throughput of first Mounts, 32 at a time, in turn with the floor's.
+func coldMany(row, title string, w wish, calls int) func(*stage, context.Context) (result, error) {
+	return func(s *stage, ctx context.Context) (result, error) {
+		calls := s.few(calls)
+		rounds, rates, err := s.inBlocks(ctx, w, calls, atOnce)
+		if err != nil {
+			return result{}, err
+		}
+		var ratio, ours []float64
+		for _, r := range rates {
+			ratio, ours = append(ratio, r.ours/r.floor), append(ours, r.ours)
+		}
+		r := s.result(row, title)
+		r.Sides = []side{sideOf("floor", pooled(rounds, floorOf)), sideOf("leasehold", pooled(rounds, oursOf))}
+		r.Checks = []check{
+			least("throughput / floor's", "x", spreadOf(ratio), .9),
+			{What: "throughput", Unit: "Mount/s", spread: spreadOf(ours)},
+		}
+		return r, nil
+	}
+}
+
+// rate is how many calls a second each side made.
+type rate struct{ floor, ours float64 }
+
+// inBlocks makes first Mounts and the floor's requests, some at the same time, in blocks that take turns.
+func (s *stage) inBlocks(ctx context.Context, w wish, calls, atOnce int) (rounds []round, rates []rate, err error) {
+	pods, err := s.pods(ctx, min(calls, 50))
+	if err != nil {
+		return nil, nil, err
+	}
+	floor, err := newFloor(s.address(w), "")
+	if err != nil {
+		return nil, nil, err
+	}
+	for n := range s.rounds() + 1 {
+		var r round
+		var v rate
+		requests, err := s.requests(pods, fmt.Sprint("round-", n), calls, w)
+		if err != nil {
+			return nil, nil, err
+		}
+		ours := func() (err error) { r.ours, v.ours, err = s.mountAll(ctx, requests, len(w.paths), atOnce); return err }
+		theirs := func() (err error) { r.floor, v.floor, err = floorAll(ctx, floor, pods, calls, w, atOnce); return err }
+		blocks := []func() error{ours, theirs}
+		if n%2 == 1 {
+			slices.Reverse(blocks)
+		}
+		for _, block := range blocks {
+			if err := block(); err != nil {
+				return nil, nil, err
+			}
+		}
+		if err := floor.revoke(ctx); err != nil {
+			return nil, nil, err
+		}
+		if n > 0 { // the first is to warm up
+			rounds, rates = append(rounds, r), append(rates, v)
+		}
+	}
+	return rounds, rates, nil
+}
+
+// mountAll makes calls, some at the same time, and returns how long each took and how many a second there were.
+func (s *stage) mountAll(ctx context.Context, requests []*v1alpha1.MountRequest, files, atOnce int) (latencies, float64, error) {
+	return all(len(requests), atOnce, func(i int) (time.Duration, error) { return s.mount(ctx, requests[i], files) })
+}
+
+func floorAll(ctx context.Context, floor *floor, pods []*pod, calls int, w wish, atOnce int) (latencies, float64, error) {
+	return all(calls, atOnce, func(i int) (time.Duration, error) { return floor.mount(ctx, pods[i%len(pods)], w, 0) })
+}
+
+// all does n calls, some at the same time.
+func all(n, atOnce int, call func(int) (time.Duration, error)) (latencies, float64, error) {
+	took := make(latencies, n)
+	var group errgroup.Group
+	group.SetLimit(atOnce)
+	start := time.Now()
+	for i := range n {
+		group.Go(func() (err error) { took[i], err = call(i); return err })
+	}
+	err := group.Wait()
+	return took, float64(n) / time.Since(start).Seconds(), err
+}
+
+// away measures 50 paths of a Vault that is 5 ms away.
+func (s *stage) away(ctx context.Context) (result, error) {
+	const roundTrip, limit = 5 * time.Millisecond, 8
+	w := kv(kvPaths)
+	address, err := away(ctx, trimScheme(s.bed.State().Vault.Address), roundTrip)
+	if err != nil {
+		return result{}, err
+	}
+	w.vault = "http://" + address
+	logins, err := s.logins(ctx, w)
+	if err != nil {
+		return result{}, err
+	}
+	rounds, err := s.inTurn(ctx, w, s.few(30))
+	if err != nil {
+		return result{}, err
+	}
+	trips := (kvPaths + limit - 1) / limit
+	ideal := logins.quantile(.5) + time.Duration(trips)*roundTrip
+	r := s.result("away", "cold Mount, 50 KV paths, Vault 5 ms away")
+	r.Sides = []side{sideOf("floor, all reads at once", pooled(rounds, floorOf)), sideOf("leasehold", pooled(rounds, oursOf))}
+	p50 := pooled(rounds, oursOf).quantile(.5)
+	r.Checks = []check{
+		most(fmt.Sprintf("p50 / (login + %d x 5 ms)", trips), "x", once(float64(p50)/float64(ideal)), 1.5),
+		told("login", "ms", logins.quantile(.5).Seconds()*1e3),
+	}
+	return r, nil
+}
+
+// logins measures logins alone.
+func (s *stage) logins(ctx context.Context, w wish) (took latencies, err error) {
+	pods, err := s.pods(ctx, 1)
+	if err != nil {
+		return nil, err
+	}
+	floor, err := newFloor(w.vault, "")
+	if err != nil {
+		return nil, err
+	}
+	for range 50 {
+		start := time.Now()
+		if _, err := floor.login(ctx, pods[0], w.role); err != nil {
+			return nil, err
+		}
+		took = append(took, time.Since(start))
+	}
+	return took, floor.revoke(ctx)
+}
