@@ -11,6 +11,8 @@ SEED ?=
 LIVES ?=
 # Of `make crash`: short, or empty for every effect.
 CRASH ?=
+# Flags of `make bench`: -short, -record, -rows REGEXP; see `bin/bench -h`.
+BENCH ?=
 # How many of the planted bugs `make planted` tries, beginning with another one every day; empty for all.
 BUGS ?=
 
@@ -74,6 +76,11 @@ crash: ## Kill the provider before and after each of its effects, on the light b
 .PHONY: chaos
 chaos: ## Stop and kill parts of the full bed for TIME (default 10m) under pods that use their credentials; root
 	CHAOS_TIME='$(TIME)' CHAOS_SEED='$(SEED)' BED=full go test -tags e2e -count=1 -v -timeout 0 -run '^TestChaos$$' ./test/e2e
+
+.PHONY: bench
+bench: ## Measure against bare requests to Vault, on the light bed and, for ends of pods, the full one; BENCH='-short' counts only
+	@go build -o bin/bench ./test/bench
+	@bin/bench $(BENCH)
 
 .PHONY: simulate
 simulate: ## Pod lives on virtual time, everything failing, for TIME (default 60s) or LIVES lives; SEED=n replays a world

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -66,9 +67,12 @@ type Lease struct {
 // SocketPath is where the provider that keeps its state in stateDir answers.
 func SocketPath(stateDir string) string { return filepath.Join(stateDir, "admin.sock") }
 
-// Handler answers the admin socket. list returns what is held, now reads the clock that grants are kept by.
+// Handler answers the admin socket. list returns what is held, now reads the clock that grants are kept by. Profiles, which hold
+// names of functions and no data, are where net/http/pprof has them.
 func Handler(node string, list func() ([]grant.Grant, error), now func() grant.Instant) http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET "+leasesPath, func(w http.ResponseWriter, _ *http.Request) {
 		grants, err := list()
 		if err != nil {
@@ -104,12 +108,17 @@ func report(node string, grants []grant.Grant, now grant.Instant) Report {
 	return r
 }
 
-// Fetch asks the provider that keeps its state in stateDir.
-func Fetch(ctx context.Context, stateDir string) (r Report, err error) {
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+// Client returns a client of the provider that keeps its state in stateDir, whatever host its URLs name.
+func Client(stateDir string) *http.Client {
+	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", SocketPath(stateDir))
 	}}}
+}
+
+// Fetch asks the provider that keeps its state in stateDir.
+func Fetch(ctx context.Context, stateDir string) (r Report, err error) {
+	client := Client(stateDir)
 	defer client.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://leasehold"+leasesPath, nil)
 	if err != nil {

@@ -1,7 +1,7 @@
 // Command bench measures what Leasehold costs, on the real parts of package bed: a real API server, Vault and PostgreSQL, with
 // pods that are real objects on a node without kubelet.
 //
-//	go run ./test/bench [-short] [-rows REGEXP] [-record] [-provider BINARY] [-variant NAME]
+//	go run ./test/bench [-short] [-rows REGEXP] [-record] [-provider BINARY] [-env NAME=VALUE] [-variant NAME] [-profile FOLDER]
 //
 // Each latency is compared with its floor: the same logins and reads as bare HTTP requests over connections that are kept alive,
 // measured in the same run, in turn with Leasehold's. With -short the rows are small, and only counts are judged (requests,
@@ -51,6 +51,7 @@ type options struct {
 	provider string
 	variant  string
 	env      string
+	profile  string
 	watch    time.Duration
 }
 
@@ -62,6 +63,7 @@ func parse(args []string) (o options, err error) {
 	flags.StringVar(&o.variant, "variant", "", "`name` of what the binary or -env changes, for the tables")
 	flags.StringVar(&o.env, "env", "", "environment variable, `NAME=VALUE`, for the provider")
 	flags.DurationVar(&o.watch, "watch", 30*time.Minute, "how long the row of the memory watches renewals")
+	flags.StringVar(&o.profile, "profile", "", "`folder` for profiles of the provider, row by row")
 	rows := flags.String("rows", "", "measure only the rows whose name this `regexp` matches")
 	if err := flags.Parse(args); err != nil {
 		return o, err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -204,27 +205,27 @@ var asked = map[string]bool{
 	"pods": true, "events": true, "secrets": true, "leases": true, "serviceaccounts": true, "secretproviderclasses": true,
 }
 
-// apiRequests counts what the API server has answered of the resources that Leasehold asks for, whoever asked. Watches are
-// counted when they end, and are left out.
-func (s *stage) apiRequests(ctx context.Context) (float64, error) {
+// apiRequests counts what the API server has answered of the resources that Leasehold asks for, whoever asked, by verb and resource.
+// Watches are counted when they end, and are left out.
+func (s *stage) apiRequests(ctx context.Context) (map[string]float64, error) {
 	body, err := s.bed.Client().CoreV1().RESTClient().Get().AbsPath("/metrics").DoRaw(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("reading the API server's metrics: %w", err)
+		return nil, fmt.Errorf("reading the API server's metrics: %w", err)
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(strings.NewReader(string(body)))
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(body))
 	if err != nil {
-		return 0, fmt.Errorf("reading the API server's metrics: %w", err)
+		return nil, fmt.Errorf("reading the API server's metrics: %w", err)
 	}
-	total := 0.0
+	counts := map[string]float64{}
 	for _, m := range families["apiserver_request_total"].GetMetric() {
 		labels := map[string]string{}
 		for _, l := range m.GetLabel() {
 			labels[l.GetName()] = l.GetValue()
 		}
 		if asked[labels["resource"]] && labels["verb"] != "WATCH" {
-			total += m.GetCounter().GetValue()
+			counts[labels["verb"]+" "+labels["resource"]] += m.GetCounter().GetValue()
 		}
 	}
-	return total, nil
+	return counts, nil
 }

@@ -65,8 +65,9 @@ func lightRows(ctx context.Context, o options) (results []result, err error) {
 	}
 	for _, r := range chosen {
 		begin := time.Now()
+		stop := s.profiling(ctx, r.name)
 		measured, err := r.measure(s, ctx)
-		if err == nil {
+		if err = errors.Join(err, stop()); err == nil {
 			err = s.end(ctx)
 		}
 		if err != nil {
