@@ -105,6 +105,7 @@ type node struct {
 	options
 	log     *slog.Logger
 	cluster *kube.Cluster
+	judge   *pods.Judge
 	key     *kube.SharedKey
 	keeper  *keeper.Keeper
 	drivers []*server.Server // one for each endpoint
@@ -156,6 +157,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	}
 	cluster.OnPod(k.Wake)
 	cluster.OnSynced(k.WakeAll)
+	judge.OnUnmount(k.Wake)
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), told, delays,
 		admin.Metrics{List: k.Grants, BreakerOpen: k.BreakerOpen, Now: bootTime})
@@ -189,7 +191,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 		return err
 	}
-	return &node{options: o, log: log, cluster: cluster, key: key, keeper: k, drivers: drivers,
+	return &node{options: o, log: log, cluster: cluster, judge: judge, key: key, keeper: k, drivers: drivers,
 		health: server.Health{Addr: o.healthAddr, Ready: ready, Metrics: metrics}}, nil
 }
 
@@ -208,6 +210,7 @@ func (n *node) run(ctx context.Context) error {
 	defer stop()
 	group, background := errgroup.WithContext(background)
 	group.Go(func() error { return n.cluster.Run(background) })
+	group.Go(func() error { return n.judge.Run(background) })
 	group.Go(func() error { return n.key.Run(background) })
 	group.Go(func() error { return n.keeper.Run(background) })
 	group.Go(func() error { return n.health.Run(background) })

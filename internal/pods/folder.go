@@ -37,18 +37,24 @@ func (f folders) find(v spec.VolumeKey, seen bool) Folder {
 }
 
 func (f folders) exists(v spec.VolumeKey) (bool, error) {
-	if !element(v.PodUID) || !element(v.Volume) {
-		return false, errors.New("the pod's UID or the volume's name is no file name")
+	path, err := f.path(v)
+	if err != nil {
+		return false, err
 	}
-	pods := filepath.Join(f.kubelet, "pods")
-	_, err := os.Lstat(filepath.Join(pods, v.PodUID, "volumes", "kubernetes.io~csi", v.Volume))
-	if err == nil {
+	if _, err = os.Lstat(path); err == nil {
 		return true, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	return false, readable(pods)
+	return false, readable(filepath.Join(f.kubelet, "pods"))
+}
+
+func (f folders) path(v spec.VolumeKey) (string, error) {
+	if !element(v.PodUID) || !element(v.Volume) {
+		return "", errors.New("the pod's UID or the volume's name is no file name")
+	}
+	return filepath.Join(f.kubelet, "pods", v.PodUID, "volumes", "kubernetes.io~csi", v.Volume), nil
 }
 
 // readable tells whether a folder can be listed.

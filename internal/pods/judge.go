@@ -28,18 +28,22 @@ type Config struct {
 	KubeletDir string
 	// Now reads the clock; required.
 	Now func() grant.Instant
-	// Log is where failed look-ups are told, at debug level: the verdict says what follows; required.
+	// Log is where failed look-ups are told, at debug level: the verdict says what follows; and, once, that folders cannot be
+	// watched; required.
 	Log *slog.Logger
 }
 
 // Judge gathers the facts of pods' ends. What it remembers (since when a pod is over, since when kubelet is alive) is not
 // kept over a restart: counting anew errs on the safe side. Its methods may be called from any goroutine.
 type Judge struct {
-	cluster *kube.Cluster
-	folders folders
-	now     func() grant.Instant
-	log     *slog.Logger
-	kubelet heartbeat
+	cluster   *kube.Cluster
+	folders   folders
+	now       func() grant.Instant
+	log       *slog.Logger
+	kubelet   heartbeat
+	inotify   inotify
+	onUnmount func(podUID string)
+	told      sync.Once // that folders cannot be watched
 
 	mu      sync.Mutex
 	volumes map[spec.VolumeKey]*memory
@@ -53,22 +57,26 @@ type memory struct {
 	asked grant.Instant
 	// warned is the last warning that was given out.
 	warned string
+	// watch is inotify's number for the volume's folder; zero when it is not watched.
+	watch int
 }
 
 // New returns a Judge that remembers nothing.
 func New(cfg Config) *Judge {
 	return &Judge{
-		cluster: cfg.Cluster,
-		folders: folders{kubelet: cfg.KubeletDir, log: cfg.Log},
-		now:     cfg.Now,
-		log:     cfg.Log,
-		volumes: map[spec.VolumeKey]*memory{},
+		cluster:   cfg.Cluster,
+		folders:   folders{kubelet: cfg.KubeletDir, log: cfg.Log},
+		now:       cfg.Now,
+		log:       cfg.Log,
+		onUnmount: func(string) {},
+		volumes:   map[spec.VolumeKey]*memory{},
 	}
 }
 
 // Ended tells whether the grant's pod is over for good. Its cost is a look at the folder; the API server is asked only for
-// a pod that the cache does not have, until it is known to be gone. FolderSeen and Grace of the verdict should be kept in
-// the grant whenever they are set: the next answer is built on them. A warning is given once.
+// a pod that the cache does not have, until it is known to be gone. The folder that an answer waits for is watched until an
+// answer waits for it no more. FolderSeen and Grace of the verdict should be kept in the grant whenever they are set: the next
+// answer is built on them. A warning is given once.
 func (j *Judge) Ended(ctx context.Context, g grant.Grant) grant.Verdict {
 	facts := Facts{Grace: g.Grace}
 	var seenGrace time.Duration
@@ -80,15 +88,25 @@ func (j *Judge) Ended(ctx context.Context, g grant.Grant) grant.Verdict {
 		started = kube.Started(pod)
 	}
 	facts.Object, facts.Unwatched = object, !watched
-	facts.Folder = j.folders.find(g.Volume, g.FolderSeen)
 
 	now := j.now()
 	since := j.remember(g.Volume, object, now)
+	var err error
+	if object == ObjectTerminal || object == ObjectGone {
+		err = j.watch(g.Volume) // before the look, so that no removal falls between the two
+	}
+	facts.Folder = j.folders.find(g.Volume, g.FolderSeen)
 	facts.Over = now.Sub(since)
 	if object == ObjectGone && facts.Folder != FolderGone {
 		facts.Alive = j.kubeletAlive(ctx, since)
 	}
 	verdict := Ended(facts)
+	switch {
+	case verdict.Ended || facts.Folder != FolderPresent:
+		j.unwatch(g.Volume)
+	case err != nil:
+		j.unwatchable(err)
+	}
 	verdict.Grace, verdict.Started = seenGrace, started
 	verdict.Announced = j.cluster.Announced(g.Volume.PodUID)
 	verdict.Warning = j.once(g.Volume, verdict.Warning)
@@ -154,7 +172,7 @@ func (j *Judge) remember(v spec.VolumeKey, object Object, now grant.Instant) gra
 	m := j.volumes[v]
 	switch {
 	case object == ObjectActive:
-		delete(j.volumes, v)
+		j.dropLocked(v)
 		return now
 	case object == ObjectUnknown:
 		return now
@@ -163,7 +181,7 @@ func (j *Judge) remember(v spec.VolumeKey, object Object, now grant.Instant) gra
 		m = &memory{object: object, since: now}
 		j.volumes[v] = m
 	case m.object != object:
-		*m = memory{object: object, since: now}
+		*m = memory{object: object, since: now, watch: m.watch}
 	}
 	m.asked = now
 	return m.since
@@ -174,8 +192,16 @@ func (j *Judge) remember(v spec.VolumeKey, object Object, now grant.Instant) gra
 func (j *Judge) forgetLocked(now grant.Instant) {
 	for v, m := range j.volumes {
 		if now.Sub(m.asked) > forgetAfter {
-			delete(j.volumes, v)
+			j.dropLocked(v)
 		}
+	}
+}
+
+// dropLocked forgets a volume, which ends its watch.
+func (j *Judge) dropLocked(v spec.VolumeKey) {
+	if m := j.volumes[v]; m != nil {
+		j.inotify.remove(m.watch)
+		delete(j.volumes, v)
 	}
 }
 
