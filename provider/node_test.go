@@ -51,11 +51,12 @@ const (
 // node is everything between the driver and Vault: the service behind a real gRPC server, a keeper that runs, a store, and
 // Vault at the wire.
 type node struct {
-	t      *testing.T
-	vault  *vaulttest.Vault
-	client v1alpha1.CSIDriverProviderClient
-	keeper *keeper.Keeper
-	store  *store.Store
+	t       testing.TB
+	vault   *vaulttest.Vault
+	service *provider.Service
+	client  v1alpha1.CSIDriverProviderClient
+	keeper  *keeper.Keeper
+	store   *store.Store
 
 	mu    sync.Mutex
 	ended bool         // the pod
@@ -106,7 +107,7 @@ func bubble(t *testing.T, maxBytes int64, test func(*node)) {
 	})
 }
 
-func newNode(t *testing.T, maxBytes int64) *node {
+func newNode(t testing.TB, maxBytes int64) *node {
 	t.Helper()
 	n := &node{t: t, vault: vaulttest.New(t)}
 	n.vault.Role("my-app-role", vaulttest.Role{TTL: time.Hour, ServiceAccounts: []string{"app-sa"}, Paths: []string{"database/", "secret/", "raw/", "pki/"}})
@@ -129,12 +130,13 @@ func newNode(t *testing.T, maxBytes int64) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener := bufconn.Listen(1 << 20)
-	driver := grpc.NewServer()
-	v1alpha1.RegisterCSIDriverProviderServer(driver, provider.New(provider.Config{
+	n.service = provider.New(provider.Config{
 		Keeper: n.keeper, VersionKey: ledger.VersionKey, Version: "v1.2.3",
 		Defaults: spec.Defaults{Server: spec.Server{Address: n.vault.URL}},
-	}))
+	})
+	listener := bufconn.Listen(1 << 20)
+	driver := grpc.NewServer()
+	v1alpha1.RegisterCSIDriverProviderServer(driver, n.service)
 	conn, err := grpc.NewClient("passthrough:driver", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
 	if err != nil {
@@ -184,7 +186,7 @@ func (n *node) validCall() *call {
 	}
 }
 
-func (c *call) request(t *testing.T) *v1alpha1.MountRequest {
+func (c *call) request(t testing.TB) *v1alpha1.MountRequest {
 	t.Helper()
 	attributes, err := json.Marshal(c.params)
 	if err != nil {
