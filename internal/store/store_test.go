@@ -25,7 +25,7 @@ func config(dir string) store.Config {
 }
 
 // open opens a store that is closed when the test ends, if not before.
-func open(t *testing.T, cfg store.Config) *store.Store {
+func open(t testing.TB, cfg store.Config) *store.Store {
 	t.Helper()
 	s, err := store.Open(t.Context(), cfg)
 	if err != nil {
@@ -35,7 +35,7 @@ func open(t *testing.T, cfg store.Config) *store.Store {
 	return s
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
