@@ -151,7 +151,8 @@ func (s *Store) prepare(now grant.Instant) error {
 			return fmt.Errorf("keeping the boot id: %w", err)
 		}
 		return tx.Bucket(contentBucket).ForEach(func(k, v []byte) error {
-			g, _ := getGrant(tx, string(k[:bytes.IndexByte(k, '/')])) // of one that cannot be read the namespace is not known
+			id, _, _ := bytes.Cut(k, []byte("/"))
+			g, _ := getGrant(tx, string(id)) // of one that cannot be read, or of a damaged key, the namespace is not known
 			s.content.add(g.Pod.Namespace, len(v))
 			return nil
 		})

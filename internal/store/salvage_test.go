@@ -125,6 +125,27 @@ func TestDamage(t *testing.T) {
 	t.Logf("of %d broken files %d were set aside, and %d records carried over", tries, unsound, carried)
 }
 
+// TestDamagedKeyOfAnAnswer: one bit that flips in it, and it names no grant any more.
+func TestDamagedKeyOfAnAnswer(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, config(dir))
+	must(t, s.Put(newGrant("grant", "pod", "creds")))
+	_, err := s.PutAnswer("grant", grant.Answer{Body: []byte("{}")}, nothing)
+	must(t, err)
+	closeStore(t, s)
+	path := filepath.Join(dir, "leasehold.db")
+	sound, err := os.ReadFile(path)
+	must(t, err)
+	broken := bytes.ReplaceAll(sound, []byte("grant/"), []byte("grant."))
+	if bytes.Equal(sound, broken) {
+		t.Fatal("nothing was damaged")
+	}
+	must(t, os.WriteFile(path, broken, 0o600))
+	if _, err := open(t, config(dir)).Get("grant"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestSalvageTakesTheNewest: older copies of a record stand in a file's free pages.
 func TestSalvageTakesTheNewest(t *testing.T) {
 	dir := t.TempDir()
