@@ -38,9 +38,9 @@ type Term struct {
 	// Renewable is false when Vault said so, or when it refused a renewal for good.
 	Renewable bool
 	// Final: the last renewal was cut by a maximum TTL, so the next would not bring more.
-	Final bool
+	Final bool `json:",omitempty"`
 	// Max is the longest life of its kind, as far as a renewal that was cut has told; zero before one was.
-	Max time.Duration
+	Max time.Duration `json:",omitempty"`
 }
 
 // NewTerm is the life stated by the reply to a request sent at from.

@@ -80,14 +80,14 @@ type Server struct {
 	// Address is scheme://host[:port] without a trailing slash; an operator's may have a path, or be unix:///path/of/a/socket.
 	Address string
 	// CACert and CADirectory are paths in the provider's own file system; empty for the system's roots.
-	CACert, CADirectory string
+	CACert, CADirectory string `json:",omitempty"`
 	// ServerName overrides the name that the certificate is checked against; empty for the address's host.
-	ServerName string
+	ServerName string `json:",omitempty"`
 	// ClientCert and ClientKey are the provider's own mTLS pair; both or none.
-	ClientCert, ClientKey string
+	ClientCert, ClientKey string `json:",omitempty"`
 	// Pair is a client certificate and its key that the pod brought, both in PEM; it stands in for ClientCert and ClientKey. Zero for none.
 	Pair       secret.Value `json:"-"`
-	SkipVerify bool
+	SkipVerify bool         `json:",omitempty"`
 
 	// Guarded: a tenant named the address, so that what is dialled must not be Reserved.
 	Guarded bool `json:",omitempty"`
@@ -118,7 +118,7 @@ type Auth struct {
 	// Role may be empty for Cert: Vault then takes whichever of its roles the certificate fits.
 	Role string
 	// Audience is what the class says; empty means the token for the provider's own name among those that kubelet sent.
-	Audience string
+	Audience string `json:",omitempty"`
 }
 
 // Read is one request to Vault. It is comparable: objects with equal reads share one answer, and so one lease.
@@ -128,9 +128,9 @@ type Read struct {
 	// Path is normalised: no leading slash, no v1/.
 	Path string
 	// Query is the encoded query, for example version=2; empty for none.
-	Query string
+	Query string `json:",omitempty"`
 	// Args is the request body as canonical JSON; empty for none.
-	Args string
+	Args string `json:",omitempty"`
 }
 
 // Object is one file of the volume.

@@ -122,7 +122,7 @@ func TestGoldenRecord(t *testing.T) {
 	}
 }
 
-// TestFirstVersionReadsIt: what the first version looks for is where it looks.
+// TestFirstVersionReadsIt: what the first version looks for is where it looks, or it is nothing.
 func TestFirstVersionReadsIt(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("testdata", "record-v1.json"))
 	must(t, err)
@@ -160,7 +160,7 @@ func holds(t *testing.T, at string, got, want any) {
 			holds(t, at+"."+strconv.Itoa(i), got[i], want[i])
 		}
 	default:
-		if got != want {
+		if got != want && (got != nil || !reflect.ValueOf(want).IsZero()) { // what is left out is read as zero
 			t.Errorf("%s is %v, want %v", at, got, want)
 		}
 	}
