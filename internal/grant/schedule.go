@@ -2,10 +2,10 @@ package grant
 
 import (
 	"cmp"
-	"fmt"
 	"hash/fnv"
 	"math"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/spec"
@@ -102,7 +102,7 @@ func (g *Grant) Probes(now Instant) []Lease {
 // twice is the same.
 func (g *Grant) Jitter() float64 {
 	h := fnv.New32a()
-	_, _ = fmt.Fprint(h, g.Created, "/", g.Volume.PodUID, "/", g.Volume.Volume)
+	_, _ = h.Write([]byte(strconv.FormatInt(int64(g.Created), 10) + "/" + g.Volume.PodUID + "/" + g.Volume.Volume))
 	return float64(h.Sum32()) / (1 << 32)
 }
 
@@ -113,10 +113,11 @@ func (g *Grant) NextLook(now Instant) Instant {
 	if g.State != Active || !g.Leased(now) {
 		return 0
 	}
-	next := Earliest(g.Login.RenewAt(g.Jitter()), after(now, g.Login.LateAt(g.Gap)))
+	jitter := g.Jitter()
+	next := Earliest(g.Login.RenewAt(jitter), after(now, g.Login.LateAt(g.Gap)))
 	for _, l := range g.Leases {
 		if !l.Superseded {
-			next = Earliest(next, l.Term.RenewAt(g.Jitter()), after(now, l.Term.LateAt(g.Gap)))
+			next = Earliest(next, l.Term.RenewAt(jitter), after(now, l.Term.LateAt(g.Gap)))
 		}
 	}
 	return next
@@ -133,8 +134,9 @@ func after(now, i Instant) Instant {
 // Renewals are the leases that are due for a renewal at now, least time left first.
 func (g *Grant) Renewals(now Instant) []Lease {
 	var due []Lease
+	jitter := g.Jitter()
 	for _, l := range g.Leases {
-		if at := l.Term.RenewAt(g.Jitter()); !l.Superseded && at != 0 && at <= now {
+		if at := l.Term.RenewAt(jitter); !l.Superseded && at != 0 && at <= now {
 			due = append(due, l)
 		}
 	}
