@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"hash"
 	"time"
 
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
@@ -84,20 +85,20 @@ func patience(ctx context.Context) time.Duration {
 }
 
 func (s *Service) response(files []render.File) *v1alpha1.MountResponse {
-	out, key := new(v1alpha1.MountResponse), s.VersionKey()
+	out, mac := new(v1alpha1.MountResponse), hmac.New(sha256.New, s.VersionKey())
 	for _, f := range files {
 		out.Files = append(out.Files, &v1alpha1.File{Path: f.Path, Mode: f.Mode, Contents: f.Contents})
-		out.ObjectVersion = append(out.ObjectVersion, &v1alpha1.ObjectVersion{Id: f.Path, Version: version(key, f)})
+		out.ObjectVersion = append(out.ObjectVersion, &v1alpha1.ObjectVersion{Id: f.Path, Version: version(mac, f)})
 	}
 	return out
 }
 
-// version changes with the file, is the same wherever the file and the key are, and tells nothing of it.
-func version(key []byte, f render.File) string {
-	mac := hmac.New(sha256.New, key)
-	_ = binary.Write(mac, binary.BigEndian, uint64(len(f.Path)))
-	_, _ = mac.Write([]byte(f.Path))
-	_ = binary.Write(mac, binary.BigEndian, f.Mode)
+// version changes with the file, is the same wherever the file and the key of mac are, and tells nothing of it.
+func version(mac hash.Hash, f render.File) string {
+	head := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(f.Path)+4), uint64(len(f.Path)))
+	head = binary.BigEndian.AppendUint32(append(head, f.Path...), uint32(f.Mode))
+	mac.Reset()
+	_, _ = mac.Write(head)
 	_, _ = mac.Write(f.Contents)
 	return base64.URLEncoding.EncodeToString(mac.Sum(nil))
 }
