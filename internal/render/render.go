@@ -128,15 +128,17 @@ type reply struct {
 func parse(body []byte) (*reply, error) {
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.UseNumber() // numbers stay as Vault wrote them
-	var message map[string]any
+	var message struct {
+		Data any `json:"data"`
+	}
 	if err := decoder.Decode(&message); err != nil {
 		return nil, errors.New("is not a JSON object")
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("is not one JSON object")
 	}
-	data, ok := message["data"].(map[string]any)
-	if !ok && message["data"] != nil {
+	data, ok := message.Data.(map[string]any)
+	if !ok && message.Data != nil {
 		return nil, errors.New("holds data that is not a JSON object")
 	}
 	if len(data) == 0 {
