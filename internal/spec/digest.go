@@ -3,7 +3,6 @@ package spec
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -30,9 +29,11 @@ func digest(params map[string]string, s *Spec) string {
 		}
 	}
 	var text []byte
+	add := func(s string) { text = append(append(strconv.AppendInt(text, int64(len(s)), 10), ':'), s...) }
 	for _, key := range slices.Sorted(maps.Keys(wish)) {
 		if value := wish[key]; value != "" {
-			text = fmt.Appendf(text, "%d:%s%d:%s", len(key), key, len(value), value)
+			add(key)
+			add(value)
 		}
 	}
 	sum := sha256.Sum256(text)

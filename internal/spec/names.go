@@ -102,10 +102,15 @@ func (p *parser) name(key string) string {
 
 func (p *parser) unknownParameters(raw map[string]string) {
 	known := parameters[p.provider]
-	for _, key := range slices.Sorted(maps.Keys(raw)) {
+	var unknown []string
+	for key := range raw {
 		if _, ok := slices.BinarySearch(known, key); !ok && key != className && !strings.HasPrefix(key, ownedPrefix) {
-			p.unknown(place{key: key}, "parameter "+Quote(key), key, known)
+			unknown = append(unknown, key)
 		}
+	}
+	slices.Sort(unknown)
+	for _, key := range unknown {
+		p.unknown(place{key: key}, "parameter "+Quote(key), key, known)
 	}
 }
 
