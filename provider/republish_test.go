@@ -36,7 +36,7 @@ func (n *node) mounted(files int) *v1alpha1.MountRequest {
 // an eighth into object versions, and the rest into the grant's record and the reply. The bounds are 15 % above what was measured, so
 // that they hold with the race detector as well, which makes the pools of the libraries forget some of what they hold: 2 % more.
 func TestRepublishAllocations(t *testing.T) {
-	for files, most := range map[int]float64{1: 335, 10: 1175} {
+	for files, most := range map[int]float64{1: 288, 10: 950} {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNode(t, 0)
 			call := n.mounted(files)
