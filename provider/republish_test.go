@@ -31,10 +31,10 @@ func (n *node) mounted(files int) *v1alpha1.MountRequest {
 	return c.request(n.t)
 }
 
-// TestRepublishAllocations guards what each volume of a node costs every minute or two. Of a call's allocations about half go into the
-// parameters (for many objects the YAML of the list, for few the JSON around it, and the digest), a fifth into decoding Vault's answers,
-// an eighth into object versions, and the rest into the grant's record and the reply. The bounds are 15 % above what was measured, so
-// that they hold with the race detector as well, which makes the pools of the libraries forget some of what they hold: 2 % more.
+// TestRepublishAllocations guards what each volume of a node costs every minute or two. Of a call's allocations three in five go into the
+// parameters (of many objects mostly into the YAML of their list), an eighth into decoding Vault's answers, a tenth into the reply with
+// its object versions, and the rest into what the store holds. The bounds are 15 % above what was measured, so that they hold with the
+// race detector as well, under which the libraries' pools forget some of what they hold.
 func TestRepublishAllocations(t *testing.T) {
 	for files, most := range map[int]float64{1: 288, 10: 950} {
 		synctest.Test(t, func(t *testing.T) {
