@@ -44,11 +44,15 @@ func (k *Keeper) tell(pod spec.Pod, volume spec.VolumeKey, failure string) {
 
 // flight is one piece of work for one volume, which every Mount of that volume meanwhile waits for.
 type flight struct {
-	digest string
-	done   chan struct{}
-	files  []render.File
-	grant  grant.Grant
-	err    error
+	// req is what the work is for: until it begins, what the Mount asks that came last.
+	req *spec.Request
+	// callers are the Mounts that wait.
+	callers int
+	begun   bool
+	done    chan struct{}
+	files   []render.File
+	grant   grant.Grant
+	err     error
 }
 
 // Mounts that wait for Vault at a time: on the node, and of one namespace, whose Vault may never answer.
@@ -72,18 +76,14 @@ func (k *Keeper) Acquire(ctx context.Context, req *spec.Request) ([]render.File,
 		if held.fresh {
 			return held.files, k.answered(ctx, held.grant)
 		}
-		f, crowded, err := k.join(ctx, req)
+		f, err := k.join(ctx, req)
 		if err != nil {
 			return held.filesOr(err)
 		}
-		done := crowded
-		if f != nil {
-			done = f.done
-		}
 		select {
-		case <-done:
+		case <-f.done:
 			switch {
-			case f == nil, f.digest != req.Spec.Digest: // somebody else's work; now ours
+			case f.req.Spec.Digest != req.Spec.Digest: // somebody else's work; now ours
 			case f.err != nil:
 				return held.filesOr(f.err)
 			default:
@@ -93,12 +93,9 @@ func (k *Keeper) Acquire(ctx context.Context, req *spec.Request) ([]render.File,
 				return f.files, k.answered(ctx, f.grant)
 			}
 		case <-ctx.Done():
-			if f == nil {
-				return held.filesOr(ErrCrowded)
-			}
-			return held.filesOr(ErrWorking)
+			return held.filesOr(k.leave(f, ErrWorking))
 		case <-k.leaving:
-			return held.filesOr(ErrLeaving)
+			return held.filesOr(k.leave(f, ErrLeaving))
 		}
 	}
 }
@@ -232,40 +229,76 @@ func due(g *grant.Grant, objects []spec.Object, answers map[spec.Read]grant.Answ
 	return reads
 }
 
-// join returns the volume's flight, beginning one when there is none; or, when too many are under way, what is closed when one of
-// them ends.
-func (k *Keeper) join(ctx context.Context, req *spec.Request) (f *flight, crowded <-chan struct{}, err error) {
-	m, namespace := &k.mounts, req.Pod.Namespace
+// join returns the volume's flight, which begins now or, when too many are under way, in its turn. Who does not wait until it is
+// done must leave it.
+func (k *Keeper) join(ctx context.Context, req *spec.Request) (*flight, error) {
+	m := &k.mounts
 	m.Lock()
 	defer m.Unlock()
-	if f, ok := m.underway[req.Volume]; ok {
-		return f, nil, nil
-	}
-	if m.closed {
-		return nil, nil, ErrLeaving
-	}
-	if len(m.underway) >= maxFlights || m.namespace[namespace] >= maxNamespaceFlights {
-		return nil, m.ended, nil
-	}
-	f = &flight{digest: req.Spec.Digest, done: make(chan struct{})}
-	m.underway[req.Volume] = f
-	m.namespace[namespace]++
-	m.running.Go(func() {
-		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), beginWithin)
-		defer cancel()
-		k.mountGuarded(work, req, f)
-		m.Lock()
-		delete(m.underway, req.Volume)
-		if m.namespace[namespace]--; m.namespace[namespace] == 0 {
-			delete(m.namespace, namespace)
+	f := m.underway[req.Volume]
+	if f == nil {
+		if m.closed {
+			return nil, ErrLeaving
 		}
-		close(m.ended)
-		m.ended = make(chan struct{})
-		m.Unlock()
-		close(f.done)
-		k.Wake(req.Volume.PodUID)
-	})
-	return f, nil, nil
+		f = &flight{done: make(chan struct{})}
+		m.underway[req.Volume] = f
+		m.waiting = append(m.waiting, f)
+	}
+	f.callers++
+	if !f.begun {
+		f.req = req
+		k.beginFlights(context.WithoutCancel(ctx))
+	}
+	return f, nil
+}
+
+// leave is for a Mount that waits no longer. It returns why: the reason given, unless the work did not even begin.
+func (k *Keeper) leave(f *flight, reason error) error {
+	m := &k.mounts
+	m.Lock()
+	defer m.Unlock()
+	if f.callers--; !f.begun && reason == ErrWorking { //nolint:errorlint // it is the caller's own
+		return ErrCrowded
+	}
+	return reason
+}
+
+// beginFlights begins those whose turn it is, and drops those that nobody waits for any more. The caller holds the lock.
+func (k *Keeper) beginFlights(ctx context.Context) {
+	m := &k.mounts
+	kept := m.waiting[:0]
+	for _, f := range m.waiting {
+		switch namespace := f.req.Pod.Namespace; {
+		case f.callers == 0:
+			delete(m.underway, f.req.Volume)
+		case m.closed, m.flying >= maxFlights, m.namespace[namespace] >= maxNamespaceFlights:
+			kept = append(kept, f)
+		default:
+			f.begun = true
+			m.flying++
+			m.namespace[namespace]++
+			m.running.Go(func() { k.fly(ctx, f) })
+		}
+	}
+	clear(m.waiting[len(kept):])
+	m.waiting = kept
+}
+
+func (k *Keeper) fly(ctx context.Context, f *flight) {
+	work, cancel := context.WithTimeout(ctx, beginWithin)
+	defer cancel()
+	k.mountGuarded(work, f.req, f)
+	m, namespace := &k.mounts, f.req.Pod.Namespace
+	m.Lock()
+	delete(m.underway, f.req.Volume)
+	m.flying--
+	if m.namespace[namespace]--; m.namespace[namespace] == 0 {
+		delete(m.namespace, namespace)
+	}
+	k.beginFlights(ctx)
+	m.Unlock()
+	close(f.done)
+	k.Wake(f.req.Volume.PodUID)
 }
 
 // mountGuarded is mount with a panic turned into an error.

@@ -336,6 +336,26 @@ func TestTarPitLeavesOthersAlone(t *testing.T) {
 	})
 }
 
+// TestCrowdWaitsItsTurn: a mount beyond its namespace's share begins when another ends, unless nobody waits for it any more.
+func TestCrowdWaitsItsTurn(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.reconfigure(func(c *keeper.Config) { c.Vaults = &vault.Pool{RoundTripper: stuck{n.wire, "tar.test:8200"}} })
+		for i := range 64 {
+			req := n.request(fmt.Sprint("tar", i), wantCreds...)
+			req.Spec.Server.Address = "http://tar.test:8200"
+			go func() { _, _ = n.keeper.Acquire(t.Context(), req) }()
+		}
+		time.Sleep(time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := n.keeper.Acquire(ctx, n.request("leaves", wantCreds...)); !errors.Is(err, keeper.ErrCrowded) {
+			t.Errorf("a mount that did not begin: %v", err)
+		}
+		n.mount(n.request("stays", wantCreds...))
+		n.expect("the others gave up", 1, 1, 1)
+	})
+}
+
 // TestTellsOfALapse: the republish that brings credentials after an outage says for how long there were none.
 func TestTellsOfALapse(t *testing.T) {
 	for name, outage := range map[string]bool{"in time": false, "after an outage": true} {

@@ -205,15 +205,18 @@ func held(i int) grant.Grant {
 
 // Replies of Vault 1.21.2.
 const (
-	credentials = `{"request_id":"0d9c9e5c-3b6f-0c7e-7d0a-52b6c7a3a3c1","lease_id":"database/creds/shop-backend-0/abcdefghijklmnopqrstuvwx","renewable":true,"lease_duration":3600,` +
-		`"data":{"password":"A1a-3fVJqY7nWfC2pXk0","username":"v-kubernet-shop-bac-Xk0A1a3fVJqY7nWfC2pX-1767225600"},"wrap_info":null,"warnings":null,"auth":null,"mount_type":"database"}` + "\n"
-	renewedLease = `{"request_id":"0d9c9e5c-3b6f-0c7e-7d0a-52b6c7a3a3c1","lease_id":"database/creds/shop-backend-0/abcdefghijklmnopqrstuvwx","renewable":true,"lease_duration":3600,` +
-		`"data":null,"wrap_info":null,"warnings":null,"auth":null,"mount_type":"database"}` + "\n"
-	renewedToken = `{"request_id":"0d9c9e5c-3b6f-0c7e-7d0a-52b6c7a3a3c1","lease_id":"","renewable":false,"lease_duration":0,"data":null,"wrap_info":null,"warnings":null,` +
-		`"auth":{"client_token":"hvs.CAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESI00000000000","accessor":"accessor0000000000000000",` +
-		`"policies":["default","shop-backend"],"token_policies":["default","shop-backend"],"metadata":{"role":"shop-backend","service_account_name":"backend",` +
-		`"service_account_namespace":"shop-0","service_account_secret_name":"","service_account_uid":"7f9b6c1e-53d2-4f63-8a8e-1a2b3c4d5e6f"},"lease_duration":3600,"renewable":true,` +
-		`"entity_id":"5e3b1c9a-8d7f-4f0e-9b2a-6c5d4e3f2a1b","token_type":"service","orphan":true,"mfa_requirement":null,"num_uses":0},"mount_type":"token"}` + "\n"
+	request     = `{"request_id":"0d9c9e5c-3b6f-0c7e-7d0a-52b6c7a3a3c1",`
+	leased      = request + `"lease_id":"database/creds/shop-backend-0/abcdefghijklmnopqrstuvwx","renewable":true,"lease_duration":3600,`
+	credentials = leased + `"data":{"password":"A1a-3fVJqY7nWfC2pXk0","username":"v-kubernet-shop-bac-Xk0A1a3fVJqY7nWfC2pX-1767225600"},` +
+		`"wrap_info":null,"warnings":null,"auth":null,"mount_type":"database"}` + "\n"
+	renewedLease = leased + `"data":null,"wrap_info":null,"warnings":null,"auth":null,"mount_type":"database"}` + "\n"
+	renewedToken = request + `"lease_id":"","renewable":false,"lease_duration":0,"data":null,"wrap_info":null,"warnings":null,"auth":{` +
+		`"client_token":"hvs.CAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESICAESI00000000000",` +
+		`"accessor":"accessor0000000000000000","policies":["default","shop-backend"],"token_policies":["default","shop-backend"],` +
+		`"metadata":{"role":"shop-backend","service_account_name":"backend","service_account_namespace":"shop-0",` +
+		`"service_account_secret_name":"","service_account_uid":"7f9b6c1e-53d2-4f63-8a8e-1a2b3c4d5e6f"},"lease_duration":3600,"renewable":true,` +
+		`"entity_id":"5e3b1c9a-8d7f-4f0e-9b2a-6c5d4e3f2a1b","token_type":"service","orphan":true,"mfa_requirement":null,"num_uses":0},` +
+		`"mount_type":"token"}` + "\n"
 )
 
 // instant is a Vault that renews everything at once, for an hour.

@@ -96,12 +96,14 @@ type Keeper struct {
 
 	mounts struct {
 		sync.Mutex
-		underway  map[spec.VolumeKey]*flight
-		namespace map[string]int // flights under way
-		// ended is closed, and made anew, when a flight ends.
-		ended   chan struct{}
-		closed  bool
-		running sync.WaitGroup
+		underway map[spec.VolumeKey]*flight
+		// waiting are those of them that have not begun, in the order in which they came; flying is how many have, and namespace how
+		// many of each namespace.
+		waiting   []*flight
+		flying    int
+		namespace map[string]int
+		closed    bool
+		running   sync.WaitGroup
 	}
 	// leaving is closed when waiting Mounts should be answered although their work goes on.
 	leaving     chan struct{}
@@ -137,7 +139,6 @@ func New(c Config) (*Keeper, error) {
 	}
 	k.mounts.underway = make(map[spec.VolumeKey]*flight)
 	k.mounts.namespace = make(map[string]int)
-	k.mounts.ended = make(chan struct{})
 	return k, nil
 }
 

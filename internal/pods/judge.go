@@ -122,7 +122,7 @@ func (j *Judge) object(ctx context.Context, g grant.Grant) (pod *corev1.Pod, obj
 	if pod, ok := j.cluster.Pod(uid); ok {
 		return pod, classify(pod), true
 	}
-	if j.knownGone(g.Volume) {
+	if j.knownGone(uid) {
 		return nil, ObjectGone, false
 	}
 	pod, err := j.cluster.LivePod(ctx, g.Pod.Namespace, g.Pod.Name)
@@ -205,12 +205,16 @@ func (j *Judge) dropLocked(v spec.VolumeKey) {
 	}
 }
 
-// knownGone spares live reads: UIDs do not come back.
-func (j *Judge) knownGone(v spec.VolumeKey) bool {
+// knownGone spares live reads, also for the pod's other volumes: UIDs do not come back.
+func (j *Judge) knownGone(uid string) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	m := j.volumes[v]
-	return m != nil && m.object == ObjectGone
+	for v, m := range j.volumes {
+		if v.PodUID == uid && m.object == ObjectGone {
+			return true
+		}
+	}
+	return false
 }
 
 // once returns the warning unless it is the one that the volume had last.

@@ -55,7 +55,7 @@ func (s *stage) storm(ctx context.Context) (result, error) {
 		if r.floor, theirs, err = floorAll(ctx, floor, pods, calls, w, calls); err != nil {
 			return result{}, err
 		}
-		if err := floor.revoke(ctx); err != nil {
+		if err := s.revoke(ctx, floor); err != nil {
 			return result{}, err
 		}
 		requests, err := s.requests(pods, "storm", calls, w)

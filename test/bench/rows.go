@@ -128,7 +128,7 @@ func (s *stage) inTurn(ctx context.Context, w wish, calls int) (rounds []round, 
 			count = warmUp
 		}
 		r, err := s.inTurnOnce(ctx, floor, pods, fmt.Sprint("round-", n), w, count)
-		if err = errors.Join(err, floor.revoke(ctx)); err != nil {
+		if err = errors.Join(err, s.revoke(ctx, floor)); err != nil {
 			return nil, err
 		}
 		if n > 0 {
@@ -241,7 +241,7 @@ func (s *stage) inBlocks(ctx context.Context, w wish, calls, atOnce int) (rounds
 				return nil, nil, err
 			}
 		}
-		if err := floor.revoke(ctx); err != nil {
+		if err := s.revoke(ctx, floor); err != nil {
 			return nil, nil, err
 		}
 		if n > 0 { // the first is to warm up
@@ -319,5 +319,5 @@ func (s *stage) logins(ctx context.Context, w wish) (took latencies, err error) 
 		}
 		took = append(took, time.Since(start))
 	}
-	return took, floor.revoke(ctx)
+	return took, s.revoke(ctx, floor)
 }

@@ -260,20 +260,50 @@ func (s *stage) end(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("deleting the pods: %w", err)
 	}
-	return s.await(ctx, "everything is given back", func() error {
+	err = s.await(ctx, "everything is given back", func() error {
 		report, err := admin.Fetch(ctx, s.bed.State().Provider.StateDir)
 		if err == nil && len(report.Grants) > 0 {
 			err = fmt.Errorf("%d grants are left", len(report.Grants))
 		}
 		return err
 	})
+	return errors.Join(err, s.settle(ctx, 0))
+}
+
+// settle waits until Vault, which revokes leases after it has revoked their token, has no more database leases than some.
+func (s *stage) settle(ctx context.Context, most int) error {
+	return s.await(ctx, "Vault has revoked the leases", func() error {
+		leases, err := s.bed.VaultLeases(ctx, "database/creds")
+		if err == nil && len(leases) > most {
+			err = fmt.Errorf("%d leases are left", len(leases))
+		}
+		return err
+	})
+}
+
+// leases is how many database leases Leasehold holds.
+func (s *stage) leases(ctx context.Context) (int, error) {
+	m, err := s.providerMetrics(ctx)
+	return int(m.gauge("leasehold_leases")), err
+}
+
+// revoke gives back what the floor holds, and waits until its leases are gone too.
+func (s *stage) revoke(ctx context.Context, f *floor) error {
+	if err := f.revoke(ctx); err != nil {
+		return err
+	}
+	held, err := s.leases(ctx)
+	if err != nil {
+		return err
+	}
+	return s.settle(ctx, held)
 }
 
 // await looks until check returns nil.
 func (s *stage) await(ctx context.Context, what string, check func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
+	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		err := check()
