@@ -1,7 +1,7 @@
 // Command bench measures what Leasehold costs, on the real parts of package bed: a real API server, Vault and PostgreSQL, with
 // pods that are real objects on a node without kubelet.
 //
-//	go run ./test/bench [-short] [-rows REGEXP] [-record] [-provider BINARY] [-env NAME=VALUE] [-variant NAME] [-profile FOLDER]
+//	go run ./test/bench [-short] [-rows REGEXP] [-record] [-provider BINARY] [-env NAME=VALUE] [-variant NAME] [-profile FOLDER] [-rounds N] [-dir FOLDER]
 //
 // Each latency is compared with its floor: the same logins and reads as bare HTTP requests over connections that are kept alive,
 // measured in the same run, in turn with Leasehold's. With -short the rows are small, and only counts are judged (requests,
@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"syscall"
 	"time"
@@ -52,6 +53,8 @@ type options struct {
 	variant  string
 	env      string
 	profile  string
+	rounds   int
+	dir      string
 	watch    time.Duration
 }
 
@@ -64,9 +67,14 @@ func parse(args []string) (o options, err error) {
 	flags.StringVar(&o.env, "env", "", "environment variable, `NAME=VALUE`, for the provider")
 	flags.DurationVar(&o.watch, "watch", 30*time.Minute, "how long the row of the memory watches renewals")
 	flags.StringVar(&o.profile, "profile", "", "`folder` for profiles of the provider, row by row")
+	flags.IntVar(&o.rounds, "rounds", 5, "how often each case is measured")
+	flags.StringVar(&o.dir, "dir", filepath.Join(os.TempDir(), "leasehold-bench"), "`folder` of the bed")
 	rows := flags.String("rows", "", "measure only the rows whose name this `regexp` matches")
 	if err := flags.Parse(args); err != nil {
 		return o, err
+	}
+	if o.short {
+		o.rounds = 1
 	}
 	if o.rows, err = regexp.Compile(*rows); err != nil {
 		return o, fmt.Errorf("-rows: %w", err)
@@ -80,7 +88,7 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	var results []result
-	for _, at := range []func(context.Context, options) ([]result, error){lightRows, benchmarkRows, kubeletRows} {
+	for _, at := range []func(context.Context, options) ([]result, error){lightRows, benchmarkRows, binaryRows, kubeletRows} {
 		measured, err := at(ctx, o)
 		results = append(results, measured...)
 		if err != nil {

@@ -200,10 +200,8 @@ func (m metrics) gauge(name string) float64 {
 	return family.GetMetric()[0].GetGauge().GetValue()
 }
 
-// asked are the resources of the API that Leasehold speaks of.
-var asked = map[string]bool{
-	"pods": true, "events": true, "secrets": true, "leases": true, "serviceaccounts": true, "secretproviderclasses": true,
-}
+// asked are the resources of the API that Leasehold speaks of, but for the Leases, which other parts renew all the time.
+var asked = map[string]bool{"pods": true, "events": true, "secrets": true, "serviceaccounts": true, "secretproviderclasses": true}
 
 // apiRequests counts what the API server has answered of the resources that Leasehold asks for, whoever asked, by verb and resource.
 // Watches are counted when they end, and are left out.

@@ -1,21 +1,27 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/leasehold-csi/leasehold/internal/admin"
 )
 
-// profiling takes profiles of the provider until stop is called: of the processor in pieces of a few seconds, which `go tool pprof`
-// adds up when it is given all of them, and at the end of what was allocated. It does nothing when no folder was asked for.
-func (s *stage) profiling(ctx context.Context, row string) (stop func() error) {
+// profiling takes profiles of the provider until stop is called: of the processor in pieces of a few seconds, and at the end of what
+// was allocated. stop returns what cost most. It does nothing when no folder was asked for.
+func (s *stage) profiling(ctx context.Context, row string) (stop func() ([]string, error)) {
 	if s.profile == "" {
-		return func() error { return nil }
+		return func() ([]string, error) { return nil, nil }
 	}
 	sampling, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -24,16 +30,84 @@ func (s *stage) profiling(ctx context.Context, row string) (stop func() error) {
 		defer close(done)
 		for i := 0; sampling.Err() == nil; i++ {
 			// The piece that is cut off at the end, or by a restart of the provider, is no profile.
-			if err := s.takeProfile(sampling, "profile?seconds=3", path(fmt.Sprint("cpu-", i))); err != nil {
-				_ = os.Remove(path(fmt.Sprint("cpu-", i)))
+			if err := s.takeProfile(sampling, "profile?seconds=3", path(fmt.Sprintf("cpu-%03d", i))); err != nil {
+				_ = os.Remove(path(fmt.Sprintf("cpu-%03d", i)))
 			}
 		}
 	}()
-	return func() error {
+	return func() ([]string, error) {
 		cancel()
 		<-done
-		return s.takeProfile(ctx, "allocs", path("allocs"))
+		if err := s.takeProfile(ctx, "allocs", path("allocs")); err != nil {
+			return nil, err
+		}
+		pieces, err := filepath.Glob(path("cpu-*"))
+		if err != nil || len(pieces) == 0 {
+			return nil, err
+		}
+		cpu, err := s.biggest(ctx, "processor time", nil, pieces...)
+		if err != nil {
+			return nil, err
+		}
+		allocs, err := s.biggest(ctx, "bytes allocated", []string{"-sample_index=alloc_space"}, path("allocs"))
+		return []string{cpu, allocs}, err
 	}
+}
+
+// centres are what the process spends on, by the functions that all of it goes through.
+var centres = []struct{ what, functions string }{
+	{"commits of the store, without encoding", `bbolt\.\(\*Tx\)\.Commit$|bbolt\.\(\*DB\)\.beginRWTx$`},
+	{"decoding records", `internal/store\.decodeGrant$`},
+	{"encoding records", `internal/store\.putGrant$`},
+	{"reading answers from the store", `internal/store\.decodeAnswer$`},
+	{"making files of answers", `internal/render\.Files$`},
+	{"parsing what the volume asks for", `internal/spec\.Parse$`},
+	{"requests to Vault", `internal/vault\.\(\*Client\)\.do$|net/http\.\(\*persistConn\)\.(readLoop|writeLoop)$`},
+	{"versions of objects", `provider\.version$`},
+	{"gRPC: reading and writing the socket", `grpc/internal/transport\.\(\*(loopyWriter|http2Server)\)\.(run|HandleStreams)$`},
+	{"the watch of pods, and other requests to the API server", `client-go/rest\.\(\*Request\)|client-go/tools/cache\.\(\*(Reflector|processorListener|controller)\)\.`},
+	{"judging whether pods ended", `internal/pods\.\(\*Judge\)\.Ended$`},
+	{"garbage collection", `^runtime\.gcBgMarkWorker$`},
+	{"the log", `log/slog\.\(\*Logger\)\.log$`},
+	{"metrics", `promhttp\.|internal/admin\.`},
+}
+
+// biggest names the five centres that cost most, in shares of all.
+func (s *stage) biggest(ctx context.Context, of string, flags []string, profiles ...string) (string, error) {
+	type cost struct {
+		what  string
+		share float64
+	}
+	var costs []cost
+	for _, c := range centres {
+		args := append([]string{"tool", "pprof", "-top", "-nodecount=100000", "-nodefraction=0", "-focus=" + c.functions}, flags...)
+		out, err := exec.CommandContext(ctx, "go", append(append(args, s.provider), profiles...)...).Output()
+		if err != nil {
+			return "", fmt.Errorf("reading a profile: %w", err)
+		}
+		share, found := focused(string(out))
+		if found {
+			costs = append(costs, cost{c.what, share})
+		}
+	}
+	slices.SortFunc(costs, func(a, b cost) int { return cmp.Compare(b.share, a.share) })
+	var text []string
+	for _, c := range costs[:min(5, len(costs))] {
+		text = append(text, fmt.Sprintf("%s %.0f %%", c.what, c.share))
+	}
+	return "most of the " + of + ": " + strings.Join(text, ", "), nil
+}
+
+// focused reads from what pprof prints which share of all went through what was focused on.
+var accounting = regexp.MustCompile(`Showing nodes accounting for \S+, ([0-9.]+)% of `)
+
+func focused(printed string) (share float64, found bool) {
+	m := accounting.FindStringSubmatch(printed)
+	if m == nil {
+		return 0, false
+	}
+	share, err := strconv.ParseFloat(m[1], 64)
+	return share, err == nil
 }
 
 func (s *stage) takeProfile(ctx context.Context, kind, path string) error {

@@ -67,7 +67,9 @@ func lightRows(ctx context.Context, o options) (results []result, err error) {
 		begin := time.Now()
 		stop := s.profiling(ctx, r.name)
 		measured, err := r.measure(s, ctx)
-		if err = errors.Join(err, stop()); err == nil {
+		costs, failure := stop()
+		measured.Notes = append(measured.Notes, costs...)
+		if err = errors.Join(err, failure); err == nil {
 			err = s.end(ctx)
 		}
 		if err != nil {
@@ -78,14 +80,6 @@ func lightRows(ctx context.Context, o options) (results []result, err error) {
 		results = append(results, measured)
 	}
 	return results, nil
-}
-
-// rounds is how often each case is measured.
-func (s *stage) rounds() int {
-	if s.short {
-		return 1
-	}
-	return 5
 }
 
 // few makes a number small enough for the short form.
@@ -122,7 +116,7 @@ func (s *stage) inTurn(ctx context.Context, w wish, calls int) (rounds []round, 
 	if err != nil {
 		return nil, err
 	}
-	for n := range s.rounds() + 1 {
+	for n := range s.rounds + 1 {
 		count := calls
 		if n == 0 {
 			count = warmUp
@@ -223,7 +217,7 @@ func (s *stage) inBlocks(ctx context.Context, w wish, calls, atOnce int) (rounds
 	if err != nil {
 		return nil, nil, err
 	}
-	for n := range s.rounds() + 1 {
+	for n := range s.rounds + 1 {
 		var r round
 		var v rate
 		requests, err := s.requests(pods, fmt.Sprint("round-", n), calls, w)

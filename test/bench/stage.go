@@ -49,7 +49,7 @@ const (
 type stage struct {
 	options
 	bed      *bed.Bed
-	dir      string // kubelet's folder
+	kubelet  string // its folder
 	args     []string
 	driver   v1alpha1.CSIDriverProviderClient
 	conn     *grpc.ClientConn
@@ -68,14 +68,13 @@ func newStage(ctx context.Context, o options) (*stage, error) {
 			return s, err
 		}
 	}
-	dir := filepath.Join(os.TempDir(), "leasehold-bench")
-	s.finished = append(s.finished, func() error { return takeDown(context.WithoutCancel(ctx), dir) })
+	s.finished = append(s.finished, func() error { return takeDown(context.WithoutCancel(ctx), o.dir) })
 	var err error
-	if s.bed, err = bed.Up(ctx, bed.Options{Form: bed.Light, Dir: dir, Log: os.Stdout, Provider: s.provider}); err != nil {
+	if s.bed, err = bed.Up(ctx, bed.Options{Form: bed.Light, Dir: o.dir, Log: os.Stdout, Provider: s.provider}); err != nil {
 		return s, err
 	}
-	s.dir = filepath.Join(dir, "bench-kubelet")
-	if err := os.MkdirAll(filepath.Join(s.dir, "pods"), 0o700); err != nil {
+	s.kubelet = filepath.Join(o.dir, "bench-kubelet")
+	if err := os.MkdirAll(filepath.Join(s.kubelet, "pods"), 0o700); err != nil {
 		return s, fmt.Errorf("making kubelet's folder: %w", err)
 	}
 	if err := errors.Join(s.fillCluster(ctx), s.fillVault(ctx)); err != nil {
@@ -89,7 +88,7 @@ func newStage(ctx context.Context, o options) (*stage, error) {
 	s.finished = append(s.finished, s.conn.Close)
 	s.driver = v1alpha1.NewCSIDriverProviderClient(s.conn)
 	s.args = slices.Concat(s.bed.Provider(), []string{
-		"--node-name", node, "--kubelet-dir", s.dir, "--log-level", "info", "--state-max", "33554432",
+		"--node-name", node, "--kubelet-dir", s.kubelet, "--log-level", "info", "--state-max", "33554432",
 	})
 	return s, s.restart(ctx)
 }
@@ -249,9 +248,9 @@ func (s *stage) pod(ctx context.Context) (*pod, error) {
 
 // end ends every pod of the node and waits until the provider has given back all that it held.
 func (s *stage) end(ctx context.Context) error {
-	entries, err := os.ReadDir(filepath.Join(s.dir, "pods"))
+	entries, err := os.ReadDir(filepath.Join(s.kubelet, "pods"))
 	for _, e := range entries {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(s.dir, "pods", e.Name())))
+		err = errors.Join(err, os.RemoveAll(filepath.Join(s.kubelet, "pods", e.Name())))
 	}
 	if err != nil {
 		return fmt.Errorf("removing kubelet's folders: %w", err)
@@ -364,7 +363,7 @@ func (s *stage) request(p *pod, volume string, w wish) (*v1alpha1.MountRequest, 
 	if err != nil {
 		return nil, fmt.Errorf("encoding a call: %w", err)
 	}
-	folder := filepath.Join(s.dir, "pods", p.uid, "volumes", "kubernetes.io~csi", volume)
+	folder := filepath.Join(s.kubelet, "pods", p.uid, "volumes", "kubernetes.io~csi", volume)
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, fmt.Errorf("making a volume's folder: %w", err)
 	}
@@ -398,6 +397,13 @@ func (s *stage) mount(ctx context.Context, in *v1alpha1.MountRequest, files int)
 		return took, fmt.Errorf("mounting: %d files, not %d", len(out.GetFiles()), files)
 	}
 	return took, nil
+}
+
+// version makes the smallest of calls and returns how long that took.
+func (s *stage) version(ctx context.Context) (time.Duration, error) {
+	start := time.Now()
+	_, err := s.driver.Version(ctx, &v1alpha1.VersionRequest{Version: "v1alpha1"})
+	return time.Since(start), err
 }
 
 // serving waits until the provider's socket takes connections, without the pauses of a client library.
