@@ -41,13 +41,17 @@ func machine() string {
 		runtime.NumCPU(), model, (uint64(memory.Totalram)*uint64(memory.Unit))>>30, strings.TrimSpace(string(kernel)), runtime.Version())
 }
 
-// commit names what is measured.
+// commit names what is measured; that documents differ from it makes no difference.
 func commit(ctx context.Context) string {
-	out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output()
+	head, err := exec.CommandContext(ctx, "git", "rev-parse", "--short", "HEAD").Output()
 	if err != nil {
 		return "unknown"
 	}
-	return strings.TrimSpace(string(out))
+	changed, err := exec.CommandContext(ctx, "git", "status", "--porcelain", "--", ".", ":!docs").Output()
+	if err != nil || len(changed) > 0 {
+		return strings.TrimSpace(string(head)) + " and changes"
+	}
+	return strings.TrimSpace(string(head))
 }
 
 // pid is the provider's process.
