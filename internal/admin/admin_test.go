@@ -139,6 +139,15 @@ func TestReportHoldsNoSecret(t *testing.T) {
 	}
 }
 
+func TestProfiles(t *testing.T) {
+	list := func() ([]grant.Grant, error) { return held(), nil }
+	w := httptest.NewRecorder()
+	admin.Handler("node-1", list, func() grant.Instant { return now }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/debug/pprof/heap?debug=1", nil))
+	if w.Code != http.StatusOK || !strings.HasPrefix(w.Body.String(), "heap profile: ") {
+		t.Errorf("%d: %.100s", w.Code, w.Body.String())
+	}
+}
+
 func TestNothingHeld(t *testing.T) {
 	dir := folder(t)
 	serve(t, dir, func() ([]grant.Grant, error) { return nil, nil })

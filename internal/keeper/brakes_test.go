@@ -382,3 +382,28 @@ func TestTellsOfALapse(t *testing.T) {
 		})
 	}
 }
+
+// TestTellsHowLateRenewalsBegin: on time while the process runs, and as late as it was away.
+func TestTellsHowLateRenewalsBegin(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		late := make(chan time.Duration, 100)
+		n.reconfigure(func(c *keeper.Config) { c.RenewalBegan = func(d time.Duration) { late <- d } })
+		n.mount(n.request("p", wantCreds...))
+		time.Sleep(time.Hour)
+		if len(late) < 5 {
+			t.Errorf("%d renewals within an hour", len(late))
+		}
+		for range len(late) {
+			if d := <-late; d != 0 {
+				t.Errorf("a renewal began %s late", d)
+			}
+		}
+		n.stop()
+		time.Sleep(20 * time.Minute)
+		n.start()
+		time.Sleep(time.Second)
+		if d := <-late; d < 10*time.Minute || d > 20*time.Minute || len(late) > 0 {
+			t.Errorf("a renewal began %s late after 20 min", d)
+		}
+	})
+}
