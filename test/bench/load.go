@@ -59,7 +59,10 @@ func (s *stage) storm(ctx context.Context) (result, error) {
 			err = s.revoke(ctx, floor)
 		}
 		if err == nil {
-			r.ours, ours, err = s.mountAll(ctx, requests, len(w.paths), calls)
+			err = s.profiled(ctx, "storm", func() (err error) {
+				r.ours, ours, err = s.mountAll(ctx, requests, len(w.paths), calls)
+				return err
+			})
 		}
 		if err == nil {
 			err = s.end(ctx)
@@ -77,7 +80,8 @@ func (s *stage) storm(ctx context.Context) (result, error) {
 		told("slowest pod", "s", pooled(rounds, oursOf).quantile(1).Seconds()),
 		counted("errors", 0, 0), // any ends the row
 	}
-	return r, nil
+	r.Notes, err = s.costs(ctx, "storm")
+	return r, err
 }
 
 // republishOpen measures Mounts of what is mounted, 50 a second, whether or not those before are answered.
@@ -225,7 +229,8 @@ func (s *stage) republishMost(ctx context.Context) (result, error) {
 		return result{}, err
 	}
 	own, start := ownCPU(), time.Now()
-	took, err := s.closedLoop(ctx, requests, atOnce, length)
+	var took latencies
+	err = s.profiled(ctx, "republish/most", func() (err error) { took, err = s.closedLoop(ctx, requests, atOnce, length); return err })
 	if err != nil {
 		return result{}, err
 	}
@@ -248,7 +253,8 @@ func (s *stage) republishMost(ctx context.Context) (result, error) {
 		told("renewals meanwhile", "", after.all-before.all),
 		most("renewals that began over 1 s late", "", once((after.all-after.punctual)-(before.all-before.punctual)), 0),
 	}
-	return r, nil
+	r.Notes, err = s.costs(ctx, "republish/most")
+	return r, err
 }
 
 // renewals counts those that began, and those of them that did within a second of their time.

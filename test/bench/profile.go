@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,45 +14,53 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/admin"
 )
 
-// profiling takes profiles of the provider until stop is called: of the processor in pieces of a few seconds, and at the end of what
-// was allocated. stop returns what cost most. It does nothing when no folder was asked for.
-func (s *stage) profiling(ctx context.Context, row string) (stop func() ([]string, error)) {
+// profiled does what a row measures and, when a folder for them was asked for, takes profiles of the provider meanwhile: of the
+// processor in pieces of a second, and afterwards of all that was allocated since the process began.
+func (s *stage) profiled(ctx context.Context, row string, load func() error) error {
 	if s.profile == "" {
-		return func() ([]string, error) { return nil, nil }
+		return load()
 	}
-	sampling, cancel := context.WithCancel(ctx)
+	sampling, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
-	path := func(kind string) string { return filepath.Join(s.profile, name(row)+"."+kind+".pprof") }
 	go func() {
 		defer close(done)
-		for i := 0; sampling.Err() == nil; i++ {
-			// The piece that is cut off at the end, or by a restart of the provider, is no profile.
-			if err := s.takeProfile(sampling, "profile?seconds=3", path(fmt.Sprintf("cpu-%03d", i))); err != nil {
-				_ = os.Remove(path(fmt.Sprintf("cpu-%03d", i)))
+		for sampling.Err() == nil {
+			path := s.profilePath(row, fmt.Sprint("cpu-", time.Now().UnixNano()))
+			if err := s.takeProfile(sampling, "profile?seconds=1", path); err != nil { // the last is cut off
+				_ = os.Remove(path)
 			}
 		}
 	}()
-	return func() ([]string, error) {
-		cancel()
-		<-done
-		if err := s.takeProfile(ctx, "allocs", path("allocs")); err != nil {
-			return nil, err
-		}
-		pieces, err := filepath.Glob(path("cpu-*"))
-		if err != nil || len(pieces) == 0 {
-			return nil, err
-		}
-		cpu, err := s.biggest(ctx, "processor time", nil, pieces...)
-		if err != nil {
-			return nil, err
-		}
-		allocs, err := s.biggest(ctx, "bytes allocated", []string{"-sample_index=alloc_space"}, path("allocs"))
-		return []string{cpu, allocs}, err
+	err := load()
+	stop()
+	<-done
+	return errors.Join(err, s.takeProfile(ctx, "allocs", s.profilePath(row, "allocs")))
+}
+
+func (s *stage) profilePath(row, kind string) string {
+	return filepath.Join(s.profile, name(row)+"."+kind+".pprof")
+}
+
+// costs says what cost most in a row's profiles; nothing when there are none.
+func (s *stage) costs(ctx context.Context, row string) ([]string, error) {
+	if s.profile == "" {
+		return nil, nil
 	}
+	pieces, err := filepath.Glob(s.profilePath(row, "cpu-*"))
+	if err != nil || len(pieces) == 0 {
+		return nil, err
+	}
+	cpu, err := s.biggest(ctx, "processor time", nil, pieces...)
+	if err != nil {
+		return nil, err
+	}
+	allocs, err := s.biggest(ctx, "bytes allocated", []string{"-sample_index=alloc_space"}, s.profilePath(row, "allocs"))
+	return []string{cpu, allocs}, err
 }
 
 // centres are what the process spends on, by the functions that all of it goes through.
