@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strings"
 	"sync"
 	"time"
 
@@ -117,12 +116,11 @@ func (s *stage) hang(ctx context.Context, pods []*pod, prefix string, n int) (*s
 	var under sync.WaitGroup
 	for i, address := range addresses {
 		w := kv(1)
-		w.vault = address
+		w.vault, w.namespace = address, "hostile"
 		request, err := s.request(pods[i%len(pods)], fmt.Sprint(prefix, "-", i), w)
 		if err != nil {
 			return nil, err
 		}
-		request.Attributes = strings.Replace(request.Attributes, `"csi.storage.k8s.io/pod.namespace":"`+namespace+`"`, `"csi.storage.k8s.io/pod.namespace":"hostile"`, 1)
 		under.Go(func() {
 			_, _ = s.driver.Mount(ctx, request) // fails when ctx ends: that is what it is for
 		})

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -323,6 +324,8 @@ type wish struct {
 	paths []string
 	// vault is an address; empty for the provider's own.
 	vault string
+	// namespace is that of the pod; empty for that of all others.
+	namespace string
 }
 
 func kv(n int) wish {
@@ -353,7 +356,7 @@ func (s *stage) request(p *pod, volume string, w wish) (*v1alpha1.MountRequest, 
 	}
 	attributes := map[string]string{
 		"secretProviderClass": "bench", "roleName": w.role, "objects": objects.String(),
-		"csi.storage.k8s.io/pod.name": p.name, "csi.storage.k8s.io/pod.namespace": namespace, "csi.storage.k8s.io/pod.uid": p.uid,
+		"csi.storage.k8s.io/pod.name": p.name, "csi.storage.k8s.io/pod.namespace": cmp.Or(w.namespace, namespace), "csi.storage.k8s.io/pod.uid": p.uid,
 		"csi.storage.k8s.io/serviceAccount.name": account, "csi.storage.k8s.io/serviceAccount.tokens": string(tokens),
 	}
 	if w.vault != "" {
