@@ -58,7 +58,7 @@ type flight struct {
 // Mounts that wait for Vault at a time: on the node, and of one namespace, whose Vault may never answer.
 const (
 	maxFlights          = 256
-	maxNamespaceFlights = 128
+	maxNamespaceFlights = 64
 )
 
 // Acquire answers the files that req asks for: from the store when nothing is due, else with Vault's help. The work goes on

@@ -340,7 +340,7 @@ func TestTarPitLeavesOthersAlone(t *testing.T) {
 func TestCrowdWaitsItsTurn(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		n.reconfigure(func(c *keeper.Config) { c.Vaults = &vault.Pool{RoundTripper: stuck{n.wire, "tar.test:8200"}} })
-		for i := range 128 {
+		for i := range 64 {
 			req := n.request(fmt.Sprint("tar", i), wantCreds...)
 			req.Spec.Server.Address = "http://tar.test:8200"
 			go func() { _, _ = n.keeper.Acquire(t.Context(), req) }()

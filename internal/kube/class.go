@@ -12,11 +12,16 @@ import (
 // classTimeout bounds the one read of a SecretProviderClass: a pod waits for it.
 const classTimeout = 5 * time.Second
 
-// SyncedObjects lists the objects of a SecretProviderClass that the driver copies into Secrets (spec.secretObjects). Who asks while
-// the same class is being read shares the answer: that of a pod that came after a change of its class cannot be from before it, since
-// a read takes less than the way from the API server to kubelet and here.
+// shareFor is how long after its beginning a read of a class is joined. It is less than a pod takes from the API server to kubelet and
+// here, so that what a pod is told of its class is never from before a change that came before the pod, however slow the read is.
+const shareFor = 50 * time.Millisecond
+
+// SyncedObjects lists the objects of a SecretProviderClass that the driver copies into Secrets (spec.secretObjects). Who asks when a
+// read of the same class has just begun shares its answer.
 func (c *Cluster) SyncedObjects(ctx context.Context, namespace, class string) ([]string, error) {
-	names, err, _ := c.reads.Do(namespace+"/"+class, func() (any, error) {
+	key := namespace + "/" + class
+	names, err, _ := c.reads.Do(key, func() (any, error) {
+		defer time.AfterFunc(shareFor, func() { c.reads.Forget(key) }).Stop()
 		return c.syncedObjects(context.WithoutCancel(ctx), namespace, class)
 	})
 	objects, _ := names.([]string)
