@@ -65,7 +65,7 @@ func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string
 		k.tellOverridden(req)
 	}
 	if err == nil {
-		err = k.settleSynced(c.grant.ID, req, synced)
+		c.findings, err = k.settleSynced(c.grant.ID, req, synced)
 	}
 	c.busy = max(c.busy, inDoubt)
 	if err != nil {
@@ -159,6 +159,8 @@ type claim struct {
 	ends grant.Instant
 	// busy is what the grant's BusyUntil must at least be when the work is over: requests of an earlier try may linger.
 	busy grant.Instant
+	// findings are recorded with how the work ended.
+	findings findings
 }
 
 // claim picks the grant to work with, not the one excepted, or records a new one, and marks it busy. Whatever else the volume has
@@ -168,8 +170,9 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 	busy := now.Add(claimLife)
 	var dropped []string
 	fresh := newGrant(req, now)
-	err = k.Store.UpdateVolume(req.Volume, func(grants []*grant.Grant) error {
-		c.first = len(grants) == 0
+	fresh.BusyUntil = busy
+	err = k.Store.UpdateVolume(req.Volume, func(grants []*grant.Grant) (*grant.Grant, error) {
+		c, dropped = claim{first: len(grants) == 0}, nil
 		for _, g := range grants {
 			fresh.Created = min(fresh.Created, g.Created)
 			same := g.Digest == req.Spec.Digest
@@ -198,19 +201,20 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 			c.busy, g.BusyUntil, g.Tried = g.BusyUntil, busy, now
 			c.grant = *g
 		}
-		return nil
+		if c.grant.ID != "" {
+			return nil, nil
+		}
+		c.grant = fresh
+		return &fresh, nil
 	})
+	if err != nil {
+		return c, err
+	}
 	for _, id := range dropped {
 		k.queue.Add(id)
 	}
-	if err == nil && c.grant.ID == "" {
-		c.grant = fresh
-		c.grant.BusyUntil = busy
+	if c.grant.ID == fresh.ID {
 		k.warnOfClass(req)
-		err = k.Store.Put(c.grant)
-	}
-	if err != nil {
-		return c, err
 	}
 	// A look now sees kubelet's folder: after a failed mount it is gone for a while, and one never seen proves nothing later.
 	k.queue.Add(c.grant.ID)
@@ -244,10 +248,11 @@ var errEnded = errors.New("the pod ended during the mount")
 // activate makes the claimed grant what the volume shows, and what it showed before a superseded one.
 func (k *Keeper) activate(c claim) (active grant.Grant, err error) {
 	ended := false
-	err = k.Store.UpdateVolume(c.grant.Volume, func(grants []*grant.Grant) error {
+	err = k.Store.UpdateVolume(c.grant.Volume, func(grants []*grant.Grant) (*grant.Grant, error) {
 		for _, g := range grants {
 			switch {
 			case g.ID == c.grant.ID:
+				c.findings.note(g)
 				g.BusyUntil = c.busy
 				if ended = g.State == grant.Revoking; !ended {
 					g.State, g.Problem = grant.Active, ""
@@ -257,7 +262,7 @@ func (k *Keeper) activate(c claim) (active grant.Grant, err error) {
 				g.State = grant.Superseded
 			}
 		}
-		return nil
+		return nil, nil
 	})
 	if err != nil {
 		return active, fmt.Errorf("recording the mount: %w", err)
@@ -276,6 +281,7 @@ func (k *Keeper) setBack(c claim, failure error) error {
 		if g.State == grant.Pending {
 			g.State = grant.Partial
 		}
+		c.findings.note(g)
 		g.BusyUntil, g.Tried, g.Problem = c.busy, now, failure.Error()
 		return nil
 	})

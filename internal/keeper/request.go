@@ -85,11 +85,11 @@ func (k *Keeper) refusedSecretID(g grant.Grant, refusal error) error {
 	if g.Auth.Method != spec.AppRole || vault.KindOf(refusal) != vault.Invalid {
 		return refusal
 	}
-	return errors.Join(refusal, k.Store.UpdateVolume(g.Volume, func(grants []*grant.Grant) error {
+	return errors.Join(refusal, k.Store.UpdateVolume(g.Volume, func(grants []*grant.Grant) (*grant.Grant, error) {
 		for _, g := range grants {
 			g.SecretID = secret.Value{}
 		}
-		return nil
+		return nil, nil
 	}))
 }
 

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -59,18 +60,29 @@ func unsettled(g grant.Grant, req *spec.Request) bool {
 	return req.Class != "" && req.Spec.SyncedLeases != spec.RevokeSynced && !g.SyncAsked
 }
 
+// findings are what was found out of a grant's class. The zero value is nothing.
+type findings struct {
+	asked              bool
+	expire, unleasable string
+}
+
+func (f findings) note(g *grant.Grant) {
+	if f.asked {
+		g.SyncAsked, g.Expire, g.Unleasable = true, cmp.Or(f.expire, g.Expire), cmp.Or(f.unleasable, g.Unleasable)
+	}
+}
+
 // settleSynced finds out, when the grant's first lease has come, whether the driver copies a leased object into a Secret, which
 // other pods may use and which outlives this one.
-func (k *Keeper) settleSynced(id string, req *spec.Request, names func() ([]string, error)) error {
-	policy := req.Spec.SyncedLeases
+func (k *Keeper) settleSynced(id string, req *spec.Request, names func() ([]string, error)) (found findings, err error) {
 	g, err := k.Store.Get(id)
 	if err != nil || len(g.Leases) == 0 || !unsettled(g, req) {
-		return err
+		return findings{}, err
 	}
 	k.leased.add(req.Spec.Digest)
 	objects, err := names()
 	if err != nil {
-		return fmt.Errorf("finding out whether leases are synced into Secrets (the class can say syncedLeases: revoke): %w", err)
+		return findings{}, fmt.Errorf("finding out whether leases are synced into Secrets (the class can say syncedLeases: revoke): %w", err)
 	}
 	synced := ""
 	for _, o := range req.Spec.Objects {
@@ -78,26 +90,16 @@ func (k *Keeper) settleSynced(id string, req *spec.Request, names func() ([]stri
 			synced = o.Name
 		}
 	}
-	_, err = k.Store.Update(id, func(g *grant.Grant) error {
-		g.SyncAsked = true
-		switch {
-		case synced == "":
-		case policy == spec.RefuseSynced:
-			g.Unleasable = fmt.Sprintf("object %q is synced into a Secret, and the class says syncedLeases: refuse", synced)
-		default:
-			g.Expire = fmt.Sprintf("object %q is synced into a Secret", synced)
-		}
-		return nil
-	})
+	found.asked = true
 	switch {
-	case err != nil:
-		return err
 	case synced == "":
-		return nil
-	case policy == spec.RefuseSynced:
-		return &RefusedError{Path: g.Leases[0].Read.Path, Why: fmt.Sprintf("it is leased and object %q is synced into a Secret, and the class says syncedLeases: refuse", synced)}
+		return found, nil
+	case req.Spec.SyncedLeases == spec.RefuseSynced:
+		found.unleasable = fmt.Sprintf("object %q is synced into a Secret, and the class says syncedLeases: refuse", synced)
+		return found, &RefusedError{Path: g.Leases[0].Read.Path, Why: leasedBut + found.unleasable}
 	}
+	found.expire = fmt.Sprintf("object %q is synced into a Secret", synced)
 	k.Event(req.Pod, "Warning", "SyncedLease", fmt.Sprintf("volume %q: the leased object %q is synced into a Secret that other pods may use, so its lease is not revoked at the pod's end but runs out: "+
 		"say syncedLeases: revoke or refuse in SecretProviderClass %q to choose otherwise", req.Volume.Volume, synced, req.Class))
-	return nil
+	return found, nil
 }

@@ -58,9 +58,9 @@ func TestFileThatCannotBeWritten(t *testing.T) {
 	}
 }
 
-func failAll(grants []*grant.Grant) error {
+func failAll(grants []*grant.Grant) (*grant.Grant, error) {
 	for _, g := range grants {
 		g.Failures++
 	}
-	return nil
+	return nil, nil
 }

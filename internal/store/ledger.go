@@ -58,6 +58,14 @@ type leaseRecord struct {
 	Warned     []grant.Warning `json:"warned,omitempty"`
 }
 
+// addGrant is putGrant for one that is new.
+func addGrant(tx *bbolt.Tx, g grant.Grant) error {
+	if err := tx.Bucket(volumeBucket).Put(indexKey(g.Volume, g.ID), nil); err != nil {
+		return fmt.Errorf("indexing the grant: %w", err)
+	}
+	return putGrant(tx, g)
+}
+
 func putGrant(tx *bbolt.Tx, g grant.Grant) error {
 	r := record{
 		ID: g.ID, Volume: g.Volume, Pod: g.Pod, Class: g.Class,

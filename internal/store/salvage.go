@@ -109,10 +109,7 @@ func (s *Store) carryOver(allowDisk bool, now grant.Instant) error {
 	}
 	return s.commit(func(tx *bbolt.Tx) error {
 		for _, g := range grants {
-			if err := tx.Bucket(volumeBucket).Put(indexKey(g.Volume, g.ID), nil); err != nil {
-				return fmt.Errorf("indexing a salvaged grant: %w", err)
-			}
-			if err := putGrant(tx, g); err != nil {
+			if err := addGrant(tx, g); err != nil {
 				return err
 			}
 		}

@@ -121,12 +121,7 @@ func (s *Store) commit(change func(*bbolt.Tx) error) error {
 
 // Put records a new grant.
 func (s *Store) Put(g grant.Grant) error {
-	return s.commit(func(tx *bbolt.Tx) error {
-		if err := tx.Bucket(volumeBucket).Put(indexKey(g.Volume, g.ID), nil); err != nil {
-			return fmt.Errorf("indexing the grant: %w", err)
-		}
-		return putGrant(tx, g)
-	})
+	return s.commit(func(tx *bbolt.Tx) error { return addGrant(tx, g) })
 }
 
 // Get returns a grant, or ErrNotFound.
@@ -153,9 +148,9 @@ func (s *Store) Update(id string, change func(*grant.Grant) error) (g grant.Gran
 	return g, err
 }
 
-// UpdateVolume changes the grants of one volume, oldest first, in one transaction. An error of change is returned as it is and
-// leaves all records alone.
-func (s *Store) UpdateVolume(v spec.VolumeKey, change func([]*grant.Grant) error) error {
+// UpdateVolume changes the grants of one volume, oldest first, in one transaction, and records one more that change returns; nil
+// for none. An error of change is returned as it is and leaves all records alone.
+func (s *Store) UpdateVolume(v spec.VolumeKey, change func([]*grant.Grant) (*grant.Grant, error)) error {
 	return s.commit(func(tx *bbolt.Tx) error {
 		grants, err := byPrefix(tx, indexKey(v, ""))
 		if err != nil {
@@ -165,7 +160,8 @@ func (s *Store) UpdateVolume(v spec.VolumeKey, change func([]*grant.Grant) error
 		for i := range grants {
 			pointers[i] = &grants[i]
 		}
-		if err := change(pointers); err != nil {
+		fresh, err := change(pointers)
+		if err != nil {
 			return err
 		}
 		for _, g := range grants {
@@ -173,7 +169,10 @@ func (s *Store) UpdateVolume(v spec.VolumeKey, change func([]*grant.Grant) error
 				return err
 			}
 		}
-		return nil
+		if fresh == nil {
+			return nil
+		}
+		return addGrant(tx, *fresh)
 	})
 }
 

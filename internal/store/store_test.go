@@ -313,19 +313,28 @@ func TestUpdateVolume(t *testing.T) {
 	for _, g := range []grant.Grant{newGrant("2", "uid", "creds"), newGrant("1", "uid", "creds"), newGrant("3", "uid", "other")} {
 		must(t, s.Put(g))
 	}
-	mark := func(cause string, result error) error {
-		return s.UpdateVolume(spec.VolumeKey{PodUID: "uid", Volume: "creds"}, func(grants []*grant.Grant) error {
+	mark := func(cause, fresh string, result error) error {
+		return s.UpdateVolume(spec.VolumeKey{PodUID: "uid", Volume: "creds"}, func(grants []*grant.Grant) (*grant.Grant, error) {
 			for _, g := range grants {
 				g.Cause = cause + " " + g.ID
 			}
-			return result
+			if fresh == "" {
+				return nil, result
+			}
+			g := newGrant(fresh, "uid", "creds")
+			return &g, result
 		})
 	}
-	must(t, mark("done", nil))
-	if err := mark("half", errRefused); !errors.Is(err, errRefused) {
+	must(t, mark("done", "", nil))
+	if err := mark("half", "4", errRefused); !errors.Is(err, errRefused) {
 		t.Errorf("error %v", err)
 	}
-	for id, want := range map[string]string{"1": "done 1", "2": "done 2", "3": ""} {
+	if _, err := s.Get("4"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("a new grant of a change that failed: %v", err)
+	}
+	must(t, mark("more", "5", nil))
+	must(t, mark("all", "", nil))
+	for id, want := range map[string]string{"1": "all 1", "2": "all 2", "3": "", "5": "all 5"} {
 		if g, err := s.Get(id); err != nil || g.Cause != want {
 			t.Errorf("%s: %q, %v", id, g.Cause, err)
 		}
