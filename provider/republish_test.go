@@ -31,12 +31,12 @@ func (n *node) mounted(files int) *v1alpha1.MountRequest {
 	return c.request(n.t)
 }
 
-// TestRepublishAllocations guards what each volume of a node costs every minute or two. Of a call's allocations three in five go into the
-// parameters (of many objects mostly into the YAML of their list), an eighth into decoding Vault's answers, a tenth into the reply with
-// its object versions, and the rest into what the store holds. The bounds are 15 % above what was measured, so that they hold with the
-// race detector as well, under which the libraries' pools forget some of what they hold.
+// TestRepublishAllocations guards what each volume of a node costs every minute or two. A fifth to a quarter of a call's allocations go
+// into the parameters, whose list of objects is remembered, as much into decoding Vault's answers and into the reply with its object
+// versions, and the rest into what the store holds. The bounds are 15 % above what was measured, so that they hold with the race detector as
+// well, under which the libraries' pools forget some of what they hold.
 func TestRepublishAllocations(t *testing.T) {
-	for files, most := range map[int]float64{1: 288, 10: 950} {
+	for files, most := range map[int]float64{1: 205, 10: 448} {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNode(t, 0)
 			call := n.mounted(files)

@@ -31,7 +31,7 @@ const (
 // Config is what a Service works with. Every field must be set.
 type Config struct {
 	Keeper *keeper.Keeper
-	// Defaults fill what a SecretProviderClass leaves out.
+	// Defaults fill what a SecretProviderClass leaves out; its Lists are the Service's own.
 	Defaults spec.Defaults
 	// VersionKey returns the key of the object versions, which are shown to whoever may read SecretProviderClassPodStatuses.
 	VersionKey func() []byte
@@ -39,14 +39,17 @@ type Config struct {
 	Version string
 }
 
-// Service answers the driver. It has no state of its own.
+// Service answers the driver. It has no state of its own but what spares it work.
 type Service struct {
 	v1alpha1.UnimplementedCSIDriverProviderServer
 	Config
 }
 
 // New returns a Service.
-func New(c Config) *Service { return &Service{Config: c} }
+func New(c Config) *Service {
+	c.Defaults.Lists = spec.NewLists()
+	return &Service{Config: c}
+}
 
 // Version implements v1alpha1.CSIDriverProviderServer.
 func (s *Service) Version(context.Context, *v1alpha1.VersionRequest) (*v1alpha1.VersionResponse, error) {

@@ -100,9 +100,11 @@ func checkParse(t *testing.T, in spec.Input, defaults spec.Defaults) {
 		checkFaults(t, err)
 		return
 	}
-	again, err := spec.Parse(in, defaults)
-	if err != nil || !reflect.DeepEqual(req, again) {
-		t.Errorf("parsed again: %+v, %v\nfirst: %+v", again, err, req)
+	defaults.Lists = spec.NewLists()
+	for _, again := range []string{"for the second time", "from memory"} {
+		if got, err := spec.Parse(in, defaults); err != nil || !reflect.DeepEqual(req, got) {
+			t.Errorf("parsed %s: %+v, %v\nfirst: %+v", again, got, err, req)
+		}
 	}
 	checkNames(t, req.Spec.Objects)
 	for _, o := range req.Spec.Objects {

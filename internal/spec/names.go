@@ -76,7 +76,7 @@ var (
 )
 
 func newParser(raw map[string]string, d Defaults) *parser {
-	p := &parser{params: raw, provider: cmp.Or(d.Provider, Vault), strict: d.Strict, rules: d.Rules}
+	p := &parser{params: raw, provider: cmp.Or(d.Provider, Vault), strict: d.Strict, rules: d.Rules, lists: d.Lists}
 	if p.provider == Vault {
 		return p
 	}

@@ -34,8 +34,8 @@ type item struct {
 	Encoding       yaml.Node `yaml:"encoding"`
 }
 
-// objects reads the YAML list; mode is that of files which ask for none.
-func (p *parser) objects(mode int32) []Object {
+// parseObjects reads the YAML list; mode is that of files which ask for none.
+func (p *parser) parseObjects(mode int32) []Object {
 	items, err := list(p.params[objectsKey])
 	if err != nil {
 		p.faultf(place{key: objectsKey}, "objects %v", err)

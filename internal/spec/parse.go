@@ -71,6 +71,8 @@ type Defaults struct {
 	AuthMount string
 	// Rules bound what a class may name instead.
 	Rules Rules
+	// Lists spares parsing the same text again; nil remembers nothing.
+	Lists *Lists
 }
 
 // Error says what is wrong with an Input, one sentence per fault, in words fit for an event that anybody may read: tokens,
@@ -178,6 +180,7 @@ type parser struct {
 	provider Provider
 	strict   bool
 	rules    Rules
+	lists    *Lists
 	faults   []Finding
 	warnings []Finding
 }

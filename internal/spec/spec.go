@@ -44,8 +44,9 @@ type Spec struct {
 	// Namespace is the X-Vault-Namespace of every call; empty for none.
 	Namespace string
 	Auth      Auth
-	Objects   []Object
-	OnPodEnd  OnPodEnd
+	// Objects may be shared with other requests, and so must not be changed.
+	Objects  []Object
+	OnPodEnd OnPodEnd
 	// SyncedLeases is for leases behind objects that the driver also copies into Secrets.
 	SyncedLeases SyncedLeases
 	// Digest covers every parameter that a user wrote and the defaults that filled the gaps; it is no secret.
