@@ -17,6 +17,9 @@ func benchmarkRows(ctx context.Context, o options) ([]result, error) {
 		return nil, nil
 	}
 	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^(BenchmarkGrowth|BenchmarkRepublish)$", "-benchmem", "-timeout", "1h", "./internal/keeper", "./provider")
+	if o.env != "" {
+		cmd.Env = append(os.Environ(), o.env)
+	}
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, os.Stderr
 	if err := cmd.Run(); err != nil {

@@ -1,7 +1,7 @@
 // Command bench measures what Leasehold costs, on the real parts of package bed: a real API server, Vault and PostgreSQL, with
 // pods that are real objects on a node without kubelet.
 //
-//	go run ./test/bench [-short] [-rows REGEXP] [-record] [-provider BINARY] [-env NAME=VALUE] [-variant NAME] [-profile FOLDER] [-rounds N] [-dir FOLDER]
+//	go run ./test/bench [-short] [-rows REGEXP] [-record] [-provider BINARY] [-env NAME=VALUE] [-variant NAME] [-profile FOLDER] [-readers N] [-rounds N] [-dir FOLDER]
 //
 // Each latency is compared with its floor: the same logins and reads as bare HTTP requests over connections that are kept alive,
 // measured in the same run, in turn with Leasehold's. With -short the rows are small, and only counts are judged (requests,
@@ -54,6 +54,7 @@ type options struct {
 	env      string
 	profile  string
 	rounds   int
+	readers  int
 	dir      string
 	watch    time.Duration
 }
@@ -64,10 +65,11 @@ func parse(args []string) (o options, err error) {
 	flags.BoolVar(&o.record, "record", false, "write what was measured into "+file+" and "+document)
 	flags.StringVar(&o.provider, "provider", "", "measure this `binary` instead of building the checkout's")
 	flags.StringVar(&o.variant, "variant", "", "`name` of what the binary or -env changes, for the tables")
-	flags.StringVar(&o.env, "env", "", "environment variable, `NAME=VALUE`, for the provider")
+	flags.StringVar(&o.env, "env", "", "environment variable, `NAME=VALUE`, for the provider and the Go benchmarks")
 	flags.DurationVar(&o.watch, "watch", 30*time.Minute, "how long the row of the memory watches renewals")
 	flags.StringVar(&o.profile, "profile", "", "`folder` for profiles of the provider, row by row")
 	flags.IntVar(&o.rounds, "rounds", 5, "how often each case is measured")
+	flags.IntVar(&o.readers, "readers", 8, "how many reads of a Mount the measured `binary` has under way at a time")
 	flags.StringVar(&o.dir, "dir", filepath.Join(os.TempDir(), "leasehold-bench"), "`folder` of the bed")
 	rows := flags.String("rows", "", "measure only the rows whose name this `regexp` matches")
 	if err := flags.Parse(args); err != nil {
