@@ -4,9 +4,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"go.etcd.io/bbolt"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/secret"
@@ -35,11 +39,7 @@ func TestFileStopsGrowing(t *testing.T) {
 func BenchmarkCommit(b *testing.B) {
 	for _, leases := range []int{1_000, 10_000, 100_000} {
 		b.Run(fmt.Sprintf("leases=%d", leases), func(b *testing.B) {
-			dir, err := os.MkdirTemp("/dev/shm", "leasehold")
-			if err != nil {
-				dir = b.TempDir()
-			}
-			b.Cleanup(func() { _ = os.RemoveAll(dir) })
+			dir := inMemory(b)
 			cfg := config(dir)
 			cfg.MaxBytes = 1 << 30
 			s := open(b, cfg)
@@ -53,6 +53,74 @@ func BenchmarkCommit(b *testing.B) {
 			b.ReportMetric(float64(size(b, dir)-before)/float64(leases), "grown-bytes/lease")
 		})
 	}
+}
+
+// BenchmarkCommitAfterEnds is BenchmarkCommit when all but a few of the leases are gone: bbolt keeps a list of the free pages, and writes
+// it with every commit.
+func BenchmarkCommitAfterEnds(b *testing.B) {
+	const left = 25
+	for _, leases := range []int{1_000, 10_000, 100_000} {
+		b.Run(fmt.Sprintf("leases=%d", leases), func(b *testing.B) {
+			dir := inMemory(b)
+			cfg := config(dir)
+			cfg.MaxBytes = 1 << 30
+			s := open(b, cfg)
+			grants := leases / leasesPerGrant
+			stock(b, s, grants)
+			for i := left; i < grants; i++ {
+				must(b, s.Delete(number(i)))
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			renew(b, s, left, b.N)
+			b.ReportMetric(float64(size(b, dir)), "bytes")
+		})
+	}
+}
+
+// BenchmarkBatching compares, for 64 writers at once on a tmpfs, commits one by one, as the store makes them, with bbolt's way to join
+// what comes within a while: nothing waits for a disk, so that there is little to share.
+func BenchmarkBatching(b *testing.B) {
+	const writers, records = 64, 2000
+	for _, delay := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond} {
+		b.Run(fmt.Sprint("delay=", delay), func(b *testing.B) {
+			db, err := bbolt.Open(filepath.Join(inMemory(b), "db"), 0o600, &bbolt.Options{NoSync: true, NoGrowSync: true, FreelistType: bbolt.FreelistMapType})
+			must(b, err)
+			b.Cleanup(func() { _ = db.Close() })
+			db.MaxBatchDelay = delay
+			commit := db.Batch
+			if delay == 0 {
+				commit = db.Update
+			}
+			var n atomic.Int64
+			b.SetParallelism(writers / runtime.GOMAXPROCS(0))
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					key := number(int(n.Add(1)) % records)
+					if err := commit(func(tx *bbolt.Tx) error {
+						bucket, err := tx.CreateBucketIfNotExists([]byte("records"))
+						if err != nil {
+							return err
+						}
+						return bucket.Put([]byte(key), make([]byte, 1500))
+					}); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// inMemory returns a folder on a tmpfs where there is one.
+func inMemory(b *testing.B) string {
+	b.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "leasehold")
+	if err != nil {
+		return b.TempDir()
+	}
+	b.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 // stock records grants as Mounts do, with one commit for each answer.

@@ -16,7 +16,8 @@ func benchmarkRows(ctx context.Context, o options) ([]result, error) {
 	if o.short || !o.rows.MatchString(benchmarkRow) {
 		return nil, nil
 	}
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^(BenchmarkGrowth|BenchmarkRepublish)$", "-benchmem", "-timeout", "1h", "./internal/keeper", "./provider")
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^Benchmark(Growth|Renewal|Republish|Commit|CommitAfterEnds|Batching)$", "-benchmem", "-timeout", "1h",
+		"./internal/keeper", "./internal/store", "./provider")
 	if o.env != "" {
 		cmd.Env = append(os.Environ(), o.env)
 	}
