@@ -9,6 +9,18 @@ import (
 	"syscall"
 )
 
+// Down is [Bed.Down] of the bed in a folder, also of one that did not come up; where there is none it does nothing.
+func Down(ctx context.Context, dir string) error {
+	b, err := Open(dir)
+	switch {
+	case errors.Is(err, ErrNoBed):
+		return nil
+	case err != nil:
+		return err
+	}
+	return b.Down(ctx)
+}
+
 // Down removes the bed: its processes, containers, mounts, link, cgroups and folders. It looks for them on the machine
 // and not only in bed.json, so it also removes what a killed Up left; called again, it finds nothing to do. The error
 // names what could not be removed.

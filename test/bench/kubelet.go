@@ -39,7 +39,7 @@ func kubeletRows(ctx context.Context, o options) (results []result, err error) {
 		}
 	}
 	dir := o.dir + "-full"
-	defer func() { err = errors.Join(err, takeDown(context.WithoutCancel(ctx), dir)) }()
+	defer func() { err = errors.Join(err, bed.Down(context.WithoutCancel(ctx), dir)) }()
 	b, err := bed.Up(ctx, bed.Options{Form: bed.Full, Dir: dir, Log: os.Stdout, Provider: binary})
 	if err != nil {
 		return nil, err

@@ -69,7 +69,7 @@ func newStage(ctx context.Context, o options) (*stage, error) {
 			return s, err
 		}
 	}
-	s.finished = append(s.finished, func() error { return takeDown(context.WithoutCancel(ctx), o.dir) })
+	s.finished = append(s.finished, func() error { return bed.Down(context.WithoutCancel(ctx), o.dir) })
 	var err error
 	if s.bed, err = bed.Up(ctx, bed.Options{Form: bed.Light, Dir: o.dir, Log: os.Stdout, Provider: s.provider}); err != nil {
 		return s, err
@@ -101,17 +101,6 @@ func build(ctx context.Context, path string) error {
 		return fmt.Errorf("building %s: %w\n%s", path, err, output)
 	}
 	return nil
-}
-
-func takeDown(ctx context.Context, dir string) error {
-	b, err := bed.Open(dir)
-	if errors.Is(err, bed.ErrNoBed) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return b.Down(ctx)
 }
 
 func (s *stage) close() (err error) {

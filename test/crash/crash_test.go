@@ -144,10 +144,8 @@ func start(t *testing.T) *matrix {
 	var err error
 	if m.bed, err = bed.Open(dir); errors.Is(err, bed.ErrNoBed) {
 		t.Cleanup(func() {
-			if b, err := bed.Open(dir); err == nil {
-				if err := b.Down(context.WithoutCancel(t.Context())); err != nil {
-					t.Error(err)
-				}
+			if err := bed.Down(context.WithoutCancel(t.Context()), dir); err != nil {
+				t.Error(err)
 			}
 		})
 		m.bed, err = bed.Up(t.Context(), bed.Options{Form: bed.Light, Dir: dir, Log: os.Stdout})

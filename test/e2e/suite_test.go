@@ -98,26 +98,16 @@ func openBed(ctx context.Context, t *testing.T) *bed.Bed {
 	if output, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building leasehold: %v\n%s", err, output)
 	}
-	t.Cleanup(func() { takeDown(context.WithoutCancel(ctx), t, bed.DefaultDir(options.Form)) })
+	t.Cleanup(func() {
+		if err := bed.Down(context.WithoutCancel(ctx), bed.DefaultDir(options.Form)); err != nil {
+			t.Errorf("taking the bed down: %v", err)
+		}
+	})
 	b, err := bed.Up(ctx, options)
 	if err != nil {
 		t.Fatalf("starting the bed: %v", err)
 	}
 	return b
-}
-
-// takeDown also removes a bed that did not come up.
-func takeDown(ctx context.Context, t *testing.T, dir string) {
-	b, err := bed.Open(dir)
-	if errors.Is(err, bed.ErrNoBed) {
-		return
-	}
-	if err == nil {
-		err = b.Down(ctx)
-	}
-	if err != nil {
-		t.Errorf("taking the bed down: %v", err)
-	}
 }
 
 // eventually waits until check returns nil, and ends the test when it does not in time.

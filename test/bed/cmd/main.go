@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	case "up":
 		return up(ctx, options, *provider)
 	case "down":
-		return down(ctx, options.Dir)
+		return bed.Down(ctx, options.Dir)
 	case "status":
 		return status(options.Dir, stdout)
 	case "build":
@@ -100,17 +100,6 @@ func up(ctx context.Context, options bed.Options, provider bool) error {
 	_, err = fmt.Fprintf(options.Log, "\n  export KUBECONFIG=%s VAULT_ADDR=%s VAULT_TOKEN=$(cat %s)\n",
 		b.State().Kubeconfig, b.State().Vault.Address, b.State().Vault.RootTokenFile)
 	return err
-}
-
-func down(ctx context.Context, dir string) error {
-	b, err := bed.Open(dir)
-	if errors.Is(err, bed.ErrNoBed) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return b.Down(ctx)
 }
 
 func status(dir string, stdout io.Writer) error {
