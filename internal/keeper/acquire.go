@@ -298,7 +298,7 @@ func (k *Keeper) fly(ctx context.Context, f *flight) {
 	k.beginFlights(ctx)
 	m.Unlock()
 	close(f.done)
-	k.Wake(f.req.Volume.PodUID)
+	k.wake(k.Store.OfVolume(f.req.Volume))
 }
 
 // mountGuarded is mount with a panic turned into an error.

@@ -181,22 +181,14 @@ func (k *Keeper) Run(ctx context.Context) error {
 }
 
 // Wake has the grants of a pod looked at now.
-func (k *Keeper) Wake(podUID string) {
-	grants, err := k.Store.OfPod(podUID)
-	if err != nil {
-		k.Log.Error("finding the grants of a pod", "uid", podUID, "err", err)
-		return
-	}
-	for _, g := range grants {
-		k.queue.Add(g.ID)
-	}
-}
+func (k *Keeper) Wake(podUID string) { k.wake(k.Store.OfPod(podUID)) }
 
 // WakeAll has every grant looked at now: news of any pod may have been missed.
-func (k *Keeper) WakeAll() {
-	grants, err := k.Grants()
+func (k *Keeper) WakeAll() { k.wake(k.Grants()) }
+
+func (k *Keeper) wake(grants []grant.Grant, err error) {
 	if err != nil {
-		k.Log.Error("finding all grants", "err", err)
+		k.Log.Error("finding the grants to look at", "err", err)
 		return
 	}
 	for _, g := range grants {

@@ -65,7 +65,7 @@ func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string
 		k.tellOverridden(req)
 	}
 	if err == nil {
-		c.findings, err = k.settleSynced(c.grant.ID, req, synced)
+		c.findings, err = k.settleSynced(c.grant, req, synced)
 	}
 	c.busy = max(c.busy, inDoubt)
 	if err != nil {

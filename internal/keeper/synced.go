@@ -74,9 +74,11 @@ func (f findings) note(g *grant.Grant) {
 
 // settleSynced finds out, when the grant's first lease has come, whether the driver copies a leased object into a Secret, which
 // other pods may use and which outlives this one.
-func (k *Keeper) settleSynced(id string, req *spec.Request, names func() ([]string, error)) (found findings, err error) {
-	g, err := k.Store.Get(id)
-	if err != nil || len(g.Leases) == 0 || !unsettled(g, req) {
+func (k *Keeper) settleSynced(g grant.Grant, req *spec.Request, names func() ([]string, error)) (found findings, err error) {
+	if !unsettled(g, req) {
+		return findings{}, nil
+	}
+	if g, err = k.Store.Get(g.ID); err != nil || len(g.Leases) == 0 {
 		return findings{}, err
 	}
 	k.leased.add(req.Spec.Digest)

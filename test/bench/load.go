@@ -34,45 +34,34 @@ func (s *stage) full(ctx context.Context, w wish) (requests []*v1alpha1.MountReq
 	return requests, took, err
 }
 
-// storm measures a whole node's first Mounts, all at once.
+// storm measures a whole node's first Mounts, all at once. Profiles are of a storm of their own, because taking them takes time.
 func (s *stage) storm(ctx context.Context) (result, error) {
 	w := database(volumeLeases)
 	calls := s.few(nodePods) * podVolumes
-	var rounds []round
-	var ratio, totals []float64
-	var failed atomic.Int64
 	floor, err := newFloor(s.address(w), "")
 	if err != nil {
 		return result{}, err
 	}
+	var rounds []round
+	var ratio, totals []float64
+	var failed atomic.Int64
+	used := newUsages()
 	for range s.rounds {
 		pods, err := s.pods(ctx, s.few(nodePods))
 		if err != nil {
 			return result{}, err
 		}
-		requests, err := s.requests(pods, "storm", calls, w)
-		if err != nil {
-			return result{}, err
-		}
 		var r round
 		var theirs, ours float64
-		if r.floor, theirs, err = floorAll(ctx, floor, pods, calls, w, calls); err == nil {
+		err = used.floor.during(func() (err error) {
+			r.floor, theirs, err = floorAll(ctx, floor, pods, calls, w, calls)
+			return err
+		})
+		if err == nil {
 			err = s.revoke(ctx, floor)
 		}
 		if err == nil {
-			err = s.profiled(ctx, "storm", func() (err error) {
-				r.ours, ours, err = all(calls, calls, func(i int) (time.Duration, error) {
-					took, err := s.mount(ctx, requests[i], len(w.paths))
-					if err != nil && failed.Add(1) == 1 {
-						fmt.Println("  the first Mount that failed:", err)
-					}
-					return took, nil
-				})
-				return err
-			})
-		}
-		if err == nil {
-			err = s.end(ctx)
+			r.ours, ours, err = s.stormOf(ctx, pods, w, calls, &failed, used.ours.during)
 		}
 		if err != nil {
 			return result{}, err
@@ -87,8 +76,39 @@ func (s *stage) storm(ctx context.Context) (result, error) {
 		told("slowest pod", "s", pooled(rounds, oursOf).quantile(1).Seconds()),
 		counted("errors", float64(failed.Load()), 0),
 	}
-	r.Notes, err = s.costs(ctx, "storm")
+	r.Notes = used.notes("one storm", s.rounds)
+	if s.profile == "" {
+		return r, nil
+	}
+	pods, err := s.pods(ctx, s.few(nodePods))
+	if err == nil {
+		_, _, err = s.stormOf(ctx, pods, w, calls, &failed, func(load func() error) error { return s.profiled(ctx, "storm", load) })
+	}
+	if err != nil {
+		return result{}, err
+	}
+	costs, err := s.costs(ctx, "storm")
+	r.Notes = append(r.Notes, costs...)
 	return r, err
+}
+
+// stormOf makes the first Mounts of pods all at once, watched by something, counts those that failed, and gives everything back.
+func (s *stage) stormOf(ctx context.Context, pods []*pod, w wish, calls int, failed *atomic.Int64, watched func(func() error) error) (took latencies, perSecond float64, err error) {
+	requests, err := s.requests(pods, "storm", calls, w)
+	if err != nil {
+		return nil, 0, err
+	}
+	err = watched(func() (err error) {
+		took, perSecond, err = all(calls, calls, func(i int) (time.Duration, error) {
+			took, err := s.mount(ctx, requests[i], len(w.paths))
+			if err != nil && failed.Add(1) == 1 {
+				fmt.Println("  the first Mount that failed:", err)
+			}
+			return took, nil
+		})
+		return err
+	})
+	return took, perSecond, errors.Join(err, s.end(ctx))
 }
 
 // republishOpen measures Mounts of what is mounted, 50 a second, whether or not those before are answered.

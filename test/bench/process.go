@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -14,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -72,6 +75,68 @@ func cpu(pid int) (time.Duration, error) {
 	system, err2 := strconv.Atoi(fields[12])
 	const tick = 10 * time.Millisecond
 	return time.Duration(user+system) * tick, errors.Join(err, err2)
+}
+
+// usage is the processor time of the machine's programs, by name; of processes that ended nothing is known.
+type usage map[string]time.Duration
+
+func usageNow() (usage, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("listing the processes: %w", err)
+	}
+	all := make(usage)
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		program, err := os.ReadFile(filepath.Join("/proc", e.Name(), "comm"))
+		used, err2 := cpu(pid)
+		if errors.Join(err, err2) == nil { // it may have ended meanwhile
+			all[strings.TrimSpace(string(program))] += used
+		}
+	}
+	return all, nil
+}
+
+// during adds what is used while something is done.
+func (u usage) during(load func() error) error {
+	before, err := usageNow()
+	if err == nil {
+		err = load()
+	}
+	if err != nil {
+		return err
+	}
+	after, err := usageNow()
+	for program, used := range after {
+		u[program] += used - before[program]
+	}
+	return err
+}
+
+// of names the programs that used most, each with its share of one among so many measurements.
+func (u usage) of(measurements int) string {
+	programs := slices.SortedFunc(maps.Keys(u), func(a, b string) int { return cmp.Compare(u[b], u[a]) })
+	var text []string
+	for _, p := range programs[:min(6, len(programs))] {
+		text = append(text, fmt.Sprintf("%s %.2f s", p, u[p].Seconds()/float64(measurements)))
+	}
+	return strings.Join(text, ", ")
+}
+
+// usages are those of the two sides.
+type usages struct{ floor, ours usage }
+
+func newUsages() usages { return usages{floor: make(usage), ours: make(usage)} }
+
+// notes compares the sides in what they did so many times.
+func (u usages) notes(what string, times int) []string {
+	return []string{
+		fmt.Sprintf("processor time of %s, floor: %s", what, u.floor.of(times)),
+		fmt.Sprintf("processor time of %s, Leasehold: %s", what, u.ours.of(times)),
+	}
 }
 
 // ownCPU is the processor time that this process has used.

@@ -184,7 +184,8 @@ const atOnce = 32
 func coldMany(row, title string, w wish, calls int) func(*stage, context.Context) (result, error) {
 	return func(s *stage, ctx context.Context) (result, error) {
 		calls := s.few(calls)
-		rounds, rates, err := s.inBlocks(ctx, w, calls, atOnce)
+		used := newUsages()
+		rounds, rates, err := s.inBlocks(ctx, w, calls, used)
 		if err != nil {
 			return result{}, err
 		}
@@ -198,6 +199,7 @@ func coldMany(row, title string, w wish, calls int) func(*stage, context.Context
 			least("throughput / floor's", "x", spreadOf(ratio), .9),
 			{What: "throughput", Unit: "Mount/s", spread: spreadOf(ours)},
 		}
+		r.Notes = used.notes(fmt.Sprintf("%d Mounts", calls), s.rounds+1)
 		return r, nil
 	}
 }
@@ -205,9 +207,9 @@ func coldMany(row, title string, w wish, calls int) func(*stage, context.Context
 // rate is how many calls a second each side made.
 type rate struct{ floor, ours float64 }
 
-// inBlocks makes first Mounts and the floor's requests, some at the same time, in blocks that take turns.
-func (s *stage) inBlocks(ctx context.Context, w wish, calls, atOnce int) (rounds []round, rates []rate, err error) {
-	pods, err := s.pods(ctx, min(calls, 50))
+// inBlocks makes first Mounts and the floor's requests, 32 at a time, in blocks that take turns.
+func (s *stage) inBlocks(ctx context.Context, w wish, calls int, used usages) (rounds []round, rates []rate, err error) {
+	pods, err := s.pods(ctx, min(calls, nodePods))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -224,7 +226,7 @@ func (s *stage) inBlocks(ctx context.Context, w wish, calls, atOnce int) (rounds
 		}
 		ours := func() (err error) { r.ours, v.ours, err = s.mountAll(ctx, requests, len(w.paths), atOnce); return err }
 		theirs := func() (err error) { r.floor, v.floor, err = floorAll(ctx, floor, pods, calls, w, atOnce); return err }
-		blocks := []func() error{ours, theirs}
+		blocks := []func() error{func() error { return used.ours.during(ours) }, func() error { return used.floor.during(theirs) }}
 		if n%2 == 1 {
 			slices.Reverse(blocks)
 		}
