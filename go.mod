@@ -7,6 +7,8 @@ exclude monis.app/mlog v0.0.2
 
 require (
 	github.com/hashicorp/vault/api v1.23.0
+	github.com/joho/godotenv v1.5.1
+	github.com/magiconair/properties v1.8.10
 	github.com/prometheus/client_golang v1.25.0
 	github.com/prometheus/client_model v0.6.3
 	github.com/prometheus/common v0.72.0

@@ -108,6 +108,8 @@ type Answer struct {
 	Body []byte
 	// Raw says that Body is no JSON but what the file holds.
 	Raw bool
+	// Absent: there was nothing, which nobody minds. Body is empty.
+	Absent bool
 	// Leased says that one of the grant's leases is behind it.
 	Leased bool
 	// RefreshAt is when a republish should read it again; zero for never. Leased answers are replaced by their lease's Term.

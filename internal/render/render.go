@@ -15,6 +15,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
@@ -26,9 +27,10 @@ import (
 const MaxBytes = 4<<20 - 64<<10
 
 const (
-	fileCost = 128 // bytes of a message per file, beside its contents and twice its name: mode, object version, framing
-	maxKeys  = 16  // keys that an error lists
-	maxLarge = 3   // objects that an error about size lists
+	fileCost = 128  // bytes of a message per file, beside its contents and twice its name: mode, object version, framing
+	maxFiles = 2048 // the class's status in the API lists every one
+	maxKeys  = 16   // keys that an error lists
+	maxLarge = 3    // objects that an error about size lists
 )
 
 // File is one file of the volume.
@@ -56,54 +58,96 @@ func (e *Error) Error() string {
 	return "object " + spec.Quote(e.Object) + ": " + e.Problem
 }
 
-// Files renders every object, in order, from the answer of its read. With an empty key the file is the answer itself, as a
-// JSON object of nothing but data: request and lease ids, durations and warnings change at each read. A raw answer is the file as it is. Every error is an
-// *[Error], about the first object that fails.
+// Files renders every object, in order, from the answer of its read. Of the whole answer, Raw is a JSON object of nothing but
+// data: request and lease ids, durations and warnings change at each read. A raw answer is the file as it is. What is missing of an
+// optional object makes no file. Every error is an *[Error], about the first object that fails.
 func Files(objects []spec.Object, answers map[spec.Read]grant.Answer) ([]File, error) {
-	files := make([]File, 0, len(objects))
-	parsed := make(map[spec.Read]*reply)
-	size := 0
+	s := set{files: make([]File, 0, len(objects))}
+	replies := make(map[spec.Read]*reply)
 	for _, o := range objects {
-		contents, err := render(o, answers, parsed)
+		r := replies[o.Read]
+		if r == nil {
+			answer, ok := answers[o.Read]
+			r = read(answer, ok)
+			replies[o.Read] = r
+		}
+		err := s.write(o, r)
+		if err == nil {
+			continue
+		}
+		if _, missing := errors.AsType[missingError](err); missing && o.Optional {
+			continue
+		}
+		if failed, ok := errors.AsType[*Error](err); ok {
+			return nil, failed
+		}
+		return nil, &Error{Object: o.Name, Problem: fmt.Sprintf("the answer of %s %v", spec.Quote(o.Read.Path), err)}
+	}
+	return s.files, nil
+}
+
+// missingError says what an answer lacks; an optional object can do without it.
+type missingError string
+
+// Error implements error.
+func (e missingError) Error() string { return string(e) }
+
+// set are the files so far.
+type set struct {
+	files []File
+	size  int
+}
+
+// write adds what an object makes of its answer: either all of it or, with an error, the volume is not written at all.
+func (s *set) write(o spec.Object, r *reply) error {
+	switch {
+	case r.err != nil:
+		return r.err
+	case o.Each:
+		return s.each(o, r)
+	}
+	contents, err := r.contents(o)
+	if err != nil {
+		return err
+	}
+	return s.add(File{Path: o.Name, Mode: o.Mode, Contents: contents})
+}
+
+// each adds a file for every key.
+func (s *set) each(o spec.Object, r *reply) error {
+	switch {
+	case r.raw:
+		return errRaw
+	case len(r.fields) == 0:
+		return missingError("has no keys")
+	}
+	for _, key := range slices.Sorted(maps.Keys(r.fields)) {
+		if err := spec.FileName(key); err != nil {
+			return fmt.Errorf("cannot become a file for each key: the key %s %w", spec.Quote(key), err)
+		}
+		contents, err := r.value(key, o.Encoding)
 		if err != nil {
-			return nil, &Error{Object: o.Name, Problem: fmt.Sprintf("the answer of %s %v", spec.Quote(o.Read.Path), err)}
+			return err
 		}
-		files = append(files, File{Path: o.Name, Mode: o.Mode, Contents: contents})
-		size += len(contents) + 2*len(o.Name) + fileCost
-		// Here and not after the loop: one large answer, asked for by every object, must not be multiplied in memory.
-		if size > MaxBytes {
-			return nil, tooLarge(files)
+		if err := s.add(File{Path: o.Name + "/" + key, Mode: o.Mode, Contents: contents}); err != nil {
+			return err
 		}
 	}
-	return files, nil
+	return nil
 }
 
-func render(o spec.Object, answers map[spec.Read]grant.Answer, parsed map[spec.Read]*reply) ([]byte, error) {
-	r := parsed[o.Read]
-	if r == nil {
-		answer, ok := answers[o.Read]
-		if !ok {
-			return nil, errors.New("is not there")
-		}
-		var err error
-		switch {
-		case answer.Raw && o.Key != "":
-			return nil, errRaw
-		case answer.Raw:
-			return answer.Body, nil
-		}
-		if r, err = parse(answer.Body); err != nil {
-			return nil, err
-		}
-		parsed[o.Read] = r
+// add is called for each file as it is made: one large answer, asked for by every object, must not be multiplied in memory.
+func (s *set) add(f File) error {
+	s.files = append(s.files, f)
+	s.size += len(f.Contents) + 2*len(f.Path) + fileCost
+	switch {
+	case s.size > MaxBytes:
+		return tooLarge(s.files)
+	case len(s.files) > maxFiles:
+		return &Error{Problem: fmt.Sprintf("the volume has more than %d files", maxFiles)}
 	}
-	if o.Key == "" {
-		return r.envelope()
-	}
-	return r.value(o.Key, o.Encoding)
+	return nil
 }
-
-var errRaw = errors.New("is no JSON but a certificate, a revocation list or a key by itself, which has no keys to choose: leave out secretKey")
 
 func tooLarge(files []File) error {
 	slices.SortStableFunc(files, func(a, b File) int { return cmp.Compare(len(b.Contents), len(a.Contents)) })
@@ -117,11 +161,32 @@ func tooLarge(files []File) error {
 
 // reply is one answer of Vault, parsed.
 type reply struct {
+	// err is why there is nothing to render.
+	err error
+	// raw: the answer is no JSON but body.
+	raw  bool
+	body []byte
 	data map[string]any
 	// fields is where keys are looked up: data, or what KV version 2 (and whatever looks like it) wraps in another data.
 	fields map[string]any
 	// whole is data as a file, made when first asked for.
 	whole []byte
+}
+
+func read(answer grant.Answer, ok bool) *reply {
+	switch {
+	case !ok:
+		return &reply{err: errors.New("is not there")}
+	case answer.Absent:
+		return &reply{err: missingError("is missing: there was nothing to read")}
+	case answer.Raw:
+		return &reply{raw: true, body: answer.Body}
+	}
+	r, err := parse(answer.Body)
+	if err != nil {
+		return &reply{err: err}
+	}
+	return r
 }
 
 // parse repeats nothing of the body, nor of encoding/json's errors, which quote it.
@@ -147,7 +212,7 @@ func parse(body []byte) (*reply, error) {
 	return unwrap(data)
 }
 
-var errNoData = errors.New("holds no data")
+const errNoData = missingError("holds no data")
 
 func unwrap(data map[string]any) (*reply, error) {
 	inner, wrapped := data["data"]
@@ -155,7 +220,7 @@ func unwrap(data map[string]any) (*reply, error) {
 		return &reply{data: data, fields: fields}, nil
 	}
 	if _, ok := data["metadata"].(map[string]any); ok && wrapped && inner == nil {
-		return nil, errors.New("holds no data: this version of the secret was deleted or destroyed")
+		return nil, missingError("holds no data: this version of the secret was deleted or destroyed")
 	}
 	return &reply{data: data, fields: data}, nil
 }
@@ -174,25 +239,89 @@ func (r *reply) envelope() ([]byte, error) {
 // errNotJSON stands for errors of encoding/json, which may quote values.
 var errNotJSON = errors.New("cannot be written as JSON")
 
-// value returns a text as it is and anything else as JSON, both then decoded.
-func (r *reply) value(key string, encoding spec.Encoding) ([]byte, error) {
-	value, ok := r.fields[key]
-	if !ok {
-		return nil, fmt.Errorf("has no key %s; %s", spec.Quote(key), r.keys())
+// contents are those of an object that is one file.
+func (r *reply) contents(o spec.Object) ([]byte, error) {
+	switch {
+	case r.raw && !o.Whole():
+		return nil, errRaw
+	case r.raw && o.Format == spec.Raw:
+		return r.body, nil
+	case r.raw && o.Format == spec.PEM:
+		return rawPEM(r.body)
+	case r.raw:
+		return nil, errRawFormat
+	case o.Format != spec.Raw:
+		return r.format(o)
+	case o.Whole():
+		return r.envelope()
 	}
-	text, ok := value.(string)
-	if !ok {
-		encoded, err := json.Marshal(value)
-		if err != nil {
-			return nil, errNotJSON
-		}
-		text = string(encoded)
+	return r.value(o.Key, o.Encoding)
+}
+
+const notJSON = "is no JSON but a certificate, a revocation list or a key by itself, which "
+
+var (
+	errRaw       = errors.New(notJSON + "has no keys to choose: leave out secretKey")
+	errRawFormat = errors.New(notJSON + "can be written in the formats raw and pem only")
+)
+
+// value is the text under a key, decoded.
+func (r *reply) value(key string, encoding spec.Encoding) ([]byte, error) {
+	value, err := r.lookup(key)
+	if err != nil {
+		return nil, err
+	}
+	text, err := textOf(value)
+	if err != nil {
+		return nil, err
 	}
 	contents, err := decode(text, encoding)
 	if err != nil {
 		return nil, fmt.Errorf("has under key %s what is not valid %s", spec.Quote(key), encoding)
 	}
 	return contents, nil
+}
+
+// lookup finds the key itself or, when there is none of that name, follows its path: into objects by key and into lists by number.
+func (r *reply) lookup(key string) (any, error) {
+	if value, ok := r.fields[key]; ok {
+		return value, nil
+	}
+	var value any = r.fields
+	for _, element := range spec.KeyPath(key) {
+		var ok bool
+		switch parent := value.(type) {
+		case map[string]any:
+			value, ok = parent[element]
+		case []any:
+			var i int
+			if i, ok = index(element, len(parent)); ok {
+				value = parent[i]
+			}
+		}
+		if !ok {
+			return nil, missingError(fmt.Sprintf("has no key %s; %s", spec.Quote(key), r.keys()))
+		}
+	}
+	return value, nil
+}
+
+// index reads a number below n, in the one form that numbers have.
+func index(text string, n int) (i int, ok bool) {
+	i, err := strconv.Atoi(text)
+	return i, err == nil && i >= 0 && i < n && strconv.Itoa(i) == text
+}
+
+// textOf returns a text as it is and anything else as JSON.
+func textOf(value any) (string, error) {
+	if text, ok := value.(string); ok {
+		return text, nil
+	}
+	encoded, err := json.Marshal(value)
+	if err != nil {
+		return "", errNotJSON
+	}
+	return string(encoded), nil
 }
 
 // decode's errors may quote the text.

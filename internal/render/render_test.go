@@ -217,6 +217,35 @@ func FuzzFiles(f *testing.F) {
 	})
 }
 
+// BenchmarkFormats is a secret of twenty keys as one file, and as a folder; and a certificate with its chain.
+func BenchmarkFormats(b *testing.B) {
+	var keys strings.Builder
+	for i := range 20 {
+		fmt.Fprintf(&keys, `,"KEY_%d":"a value, with 'quotes' and = signs"`, i)
+	}
+	kv := answers(`{"data":{"data":{"PORT":5432` + keys.String() + `},"metadata":{"version":3}}}`)
+	pki := answers(strings.ReplaceAll(fmt.Sprintf(`{"data":{"certificate":"%s","ca_chain":["%s"],"private_key":"%s"}}`,
+		block("CERTIFICATE", strings.Repeat("c", 900)), block("CERTIFICATE", strings.Repeat("i", 900)), block("RSA PRIVATE KEY", strings.Repeat("k", 1200))), "\n", `\n`))
+	for name, o := range map[string]spec.Object{
+		"raw": {}, "each": {Each: true}, "json": {Format: spec.JSON}, "yaml": {Format: spec.YAML}, "dotenv": {Format: spec.Dotenv},
+		"properties": {Format: spec.Properties}, "pem": {Format: spec.PEM},
+	} {
+		given := kv
+		if o.Format == spec.PEM {
+			given = pki
+		}
+		o.Name, o.Read = "file", creds
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := render.Files([]spec.Object{o}, given); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkFiles is the class of the README: user and password of one database credential.
 func BenchmarkFiles(b *testing.B) {
 	objects := []spec.Object{

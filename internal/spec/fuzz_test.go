@@ -43,6 +43,7 @@ func FuzzParseObjects(f *testing.F) {
 	f.Add(objects)
 	f.Add("- {objectName: a/b, secretPath: '/v1/a?version=2&a', method: put, encoding: hex, filePermission: 0o600}")
 	f.Add("- &a {objectName: a, secretPath: b, secretArgs: &b {c: [1, 2.5, 2020-01-01, !!binary YQ==]}}\n- {<<: *a, objectName: c}")
+	f.Add("- {objectName: a, secretPath: b, secretKey: '*', optional: true}\n- {objectName: c, secretPath: b, secretKey: [a.b, 'c\\.d', 1], format: dotenv}")
 	f.Add("- {objectName: a, secretPath: b, secretArgs: {? [a] : b}, filePermission: \"0600\"}")
 	f.Fuzz(func(t *testing.T, objects string) {
 		c := validCall()
@@ -112,6 +113,10 @@ func checkParse(t *testing.T, in spec.Input, defaults spec.Defaults) {
 		if o.Mode < 1 || o.Mode > 0o777 {
 			t.Errorf("mode %#o", o.Mode)
 		}
+		several := len(o.Keys) > 0
+		if o.Key != "" && (several || o.Each) || several && (o.Each || o.Format == spec.Raw) || o.Each && o.Format != spec.Raw || o.Format != spec.Raw && o.Encoding != spec.UTF8 {
+			t.Errorf("an object that contradicts itself: %+v", o)
+		}
 	}
 }
 
@@ -143,6 +148,9 @@ func checkNames(t *testing.T, objects []spec.Object) {
 			t.Errorf("name %q is there twice", o.Name)
 		}
 		files[o.Name] = true
+		if file := o.Name + "/" + strings.Repeat("k", 255); o.Each && (len(file) > 4096 || !o.Writes(file)) {
+			t.Errorf("a file of folder %q has a name of %d bytes", o.Name, len(file))
+		}
 	}
 	for name := range files {
 		for dir := filepath.Dir(name); dir != "."; dir = filepath.Dir(dir) {

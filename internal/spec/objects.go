@@ -20,6 +20,8 @@ const (
 	nodeCost = 64
 
 	maxNameElement = 255 // bytes; the driver's limit
+
+	maxKeys = 512 // of one object's list
 )
 
 // item is one entry of objects. Its fields stay nodes, because the YAML package's own errors repeat values, and secretArgs may
@@ -32,6 +34,8 @@ type item struct {
 	SecretArgs     yaml.Node `yaml:"secretArgs"`
 	FilePermission yaml.Node `yaml:"filePermission"`
 	Encoding       yaml.Node `yaml:"encoding"`
+	Format         yaml.Node `yaml:"format"`
+	Optional       yaml.Node `yaml:"optional"`
 }
 
 // parseObjects reads the YAML list; mode is that of files which ask for none.
@@ -136,18 +140,91 @@ func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 	check(&it.Method, err)
 	o.Read.Args, err = secretArgs(&it.SecretArgs)
 	check(&it.SecretArgs, err)
-	o.Key, err = scalar("secretKey", &it.SecretKey)
-	check(&it.SecretKey, err)
+	keysErr := o.keys(&it.SecretKey)
+	check(&it.SecretKey, keysErr)
 	var warning string
 	o.Mode, warning, err = permission(&it.FilePermission, mode)
 	check(&it.FilePermission, err)
 	warn(&it.FilePermission, warning)
 	o.Encoding, err = encoding(&it.Encoding)
 	check(&it.Encoding, err)
-	if o.Key == "" && o.Encoding != UTF8 && err == nil {
+	o.Optional, err = boolean("optional", &it.Optional)
+	check(&it.Optional, err)
+	if o.Format, err = format(&it.Format); err == nil && keysErr == nil && o.Encoding != "" {
+		err = o.fits()
+	}
+	check(&it.Format, err)
+	if err == nil && keysErr == nil && o.Encoding != UTF8 && o.Encoding != "" && o.Whole() {
 		warn(&it.Encoding, "encoding has no effect without secretKey: the file is the whole answer as JSON")
 	}
 	return o
+}
+
+// keys reads secretKey: a key, EachKey, or a list of keys.
+func (o *Object) keys(n *yaml.Node) (err error) {
+	if list := resolve(n); list.Kind == yaml.SequenceNode {
+		o.Keys, err = keyList(list.Content)
+		return err
+	}
+	if o.Key, err = scalar("secretKey", n); err != nil {
+		return errors.New("secretKey is neither a plain text nor a list of them")
+	}
+	if o.Key == eachKey {
+		o.Key, o.Each = "", true
+	}
+	return nil
+}
+
+// keyList reads keys, of which no two may be written under the same name.
+func keyList(nodes []*yaml.Node) ([]string, error) {
+	switch {
+	case len(nodes) == 0:
+		return nil, errors.New("secretKey is an empty list")
+	case len(nodes) > maxKeys:
+		return nil, fmt.Errorf("secretKey lists more than %d keys", maxKeys)
+	}
+	keys, names := make([]string, len(nodes)), make(map[string]bool, len(nodes))
+	for i, n := range nodes {
+		key, err := scalar("secretKey", n)
+		if err != nil || key == "" {
+			return nil, errors.New("secretKey lists what is not a key")
+		}
+		name := KeyName(key)
+		if names[name] {
+			return nil, fmt.Errorf("secretKey lists %s twice", Quote(name))
+		}
+		keys[i], names[name] = key, true
+	}
+	return keys, nil
+}
+
+func format(n *yaml.Node) (Format, error) {
+	text, err := scalar("format", n)
+	if err != nil {
+		return "", err
+	}
+	switch f := Format(strings.ToLower(text)); f {
+	case "raw":
+		return Raw, nil
+	case Raw, JSON, YAML, Dotenv, Properties, PEM:
+		return f, nil
+	}
+	return "", fmt.Errorf("format %s is none of raw, json, yaml, dotenv, properties, pem", Quote(text))
+}
+
+// fits returns why the object's format cannot write what else is asked for.
+func (o *Object) fits() error {
+	switch {
+	case o.Format == Raw && len(o.Keys) > 0:
+		return errors.New("secretKey lists keys, which needs a format: json, yaml, dotenv, properties or pem")
+	case o.Each && len(o.Name) > maxText-len("/")-maxNameElement:
+		return errors.New("objectName is too long for a folder that files are written into")
+	case o.Format != Raw && o.Each:
+		return fmt.Errorf(`format %s is not for secretKey "*", which writes each key into a file of its own, as it is`, o.Format)
+	case o.Format != Raw && o.Encoding != UTF8:
+		return fmt.Errorf("encoding %s is not for format %s, which writes texts as they are", o.Encoding, o.Format)
+	}
+	return nil
 }
 
 // distinct checks that no name is given twice, and that none is a folder of another. With slashes sorted before every other
@@ -300,6 +377,19 @@ func encoding(n *yaml.Node) (Encoding, error) {
 		return e, nil
 	}
 	return "", fmt.Errorf("encoding %s is none of utf-8, base64, hex", Quote(text))
+}
+
+func boolean(key string, n *yaml.Node) (bool, error) {
+	text, err := scalar(key, n)
+	switch {
+	case err != nil:
+		return false, err
+	case text == "true":
+		return true, nil
+	case text == "false", text == "":
+		return false, nil
+	}
+	return false, fmt.Errorf("%s %s is neither true nor false", key, Quote(text))
 }
 
 // scalar returns a text as it is written, whatever type YAML sees in it; empty when it is absent or null.

@@ -170,6 +170,13 @@ func TestParseObject(t *testing.T) {
 		{"mode quoted 0o", "secretPath: kv/x\n  filePermission: '0o777'", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Mode: 0o777}},
 		{"mode 0", "secretPath: kv/x\n  filePermission: 0", spec.Object{Read: spec.Read{Method: "GET", Path: base}}},
 		{"encoding", "secretPath: kv/x\n  encoding: BASE64", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Encoding: spec.Base64}},
+		{"all keys", "secretPath: kv/x\n  secretKey: '*'\n  encoding: hex", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Each: true, Encoding: spec.Hex}},
+		{"a key named *", `secretPath: kv/x` + "\n  " + `secretKey: \*`, spec.Object{Read: spec.Read{Method: "GET", Path: base}, Key: `\*`}},
+		{"keys", "secretPath: kv/x\n  secretKey: [b, 1, a.c]\n  format: Dotenv", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Keys: []string{"b", "1", "a.c"}, Format: spec.Dotenv}},
+		{"raw", "secretPath: kv/x\n  format: raw", spec.Object{Read: spec.Read{Method: "GET", Path: base}}},
+		{"format of all", "secretPath: kv/x\n  format: pem", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Format: spec.PEM}},
+		{"optional", "secretPath: kv/x\n  optional: true", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Optional: true}},
+		{"not optional", "secretPath: kv/x\n  optional: false", spec.Object{Read: spec.Read{Method: "GET", Path: base}}},
 		{"unknown key", "secretPath: kv/x\n  objectVersion: 3", spec.Object{Read: spec.Read{Method: "GET", Path: base}}},
 	}
 	for _, test := range tests {
@@ -185,7 +192,7 @@ func TestParseObject(t *testing.T) {
 			if want.Encoding == "" {
 				want.Encoding = spec.UTF8
 			}
-			if got := c.mustParse(t).Spec.Objects[0]; got != want {
+			if got := c.mustParse(t).Spec.Objects[0]; !reflect.DeepEqual(got, want) {
 				t.Errorf("got  %+v\nwant %+v", got, want)
 			}
 		})

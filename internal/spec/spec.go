@@ -4,7 +4,12 @@
 // everything here is strict, bounded and reported fault by fault. It knows neither Kubernetes' nor Vault's API.
 package spec
 
-import "github.com/leasehold-csi/leasehold/internal/secret"
+import (
+	"slices"
+	"strings"
+
+	"github.com/leasehold-csi/leasehold/internal/secret"
+)
 
 // Request is one Mount call, parsed.
 type Request struct {
@@ -134,17 +139,58 @@ type Read struct {
 	Args string `json:",omitempty"`
 }
 
-// Object is one file of the volume.
+// Object is one file of the volume, or with Each a folder of them.
 type Object struct {
 	// Name is the file's path in the volume.
 	Name string
 	Read Read
-	// Key is the key in the answer's data; empty for the whole answer.
+	// Key is the key in the answer's data, see [KeyPath]; empty for the whole answer, or for Keys.
 	Key string
+	// Keys are several keys for one file, in this order; empty for Key.
+	Keys []string
+	// Each: every key of the answer's data is a file of its own, in the folder Name.
+	Each bool
+	// Format is how the file is written.
+	Format Format
+	// Optional: what is not in Vault makes no file, and no error.
+	Optional bool
 	// Mode is the file's permission bits, at most 0777.
-	Mode     int32
+	Mode int32
+	// Encoding is that of texts in a Raw file.
 	Encoding Encoding
 }
+
+// Whole reports whether the object names no keys.
+func (o Object) Whole() bool { return o.Key == "" && len(o.Keys) == 0 && !o.Each }
+
+// Writes reports whether the object may write a file of that path.
+func (o Object) Writes(path string) bool {
+	if o.Each {
+		folder, key, inside := strings.Cut(path, o.Name+"/")
+		return inside && folder == "" && FileName(key) == nil
+	}
+	return path == o.Name
+}
+
+// Optional reports whether the volume can do without the answer of a read: all objects that it is for can.
+func (s *Spec) Optional(r Read) bool {
+	return !slices.ContainsFunc(s.Objects, func(o Object) bool { return o.Read == r && !o.Optional })
+}
+
+// Format is how a file is written.
+type Format string
+
+// The formats. All but Raw end with a newline, or are empty.
+const (
+	// Raw writes a value as it is, and the whole answer as a JSON object of its data.
+	Raw        Format = ""
+	JSON       Format = "json"
+	YAML       Format = "yaml"
+	Dotenv     Format = "dotenv"
+	Properties Format = "properties"
+	// PEM joins the PEM blocks of values.
+	PEM Format = "pem"
+)
 
 // Encoding says how Vault's text becomes the file's bytes.
 type Encoding string
