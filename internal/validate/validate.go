@@ -202,7 +202,10 @@ func (c *check) synced(d document, params map[string]string, parsed spec.Spec) {
 	for _, secret := range d.Spec.SecretObjects {
 		for _, data := range secret.Data {
 			name := data.ObjectName.Value
-			i := slices.IndexFunc(parsed.Objects, func(o spec.Object) bool { return o.Name == name })
+			i := slices.IndexFunc(parsed.Objects, func(o spec.Object) bool { return o.Writes(name) })
+			if i >= 0 && parsed.Objects[i].Optional {
+				c.say(data.ObjectName.Line, Warning, "secretObjects: Secret %s wants object %s, which is optional: the driver makes no Secret while the file is not there", spec.Quote(secret.SecretName), spec.Quote(name))
+			}
 			switch {
 			case i < 0 && len(parsed.Objects) > 0:
 				c.say(data.ObjectName.Line, Warning, "secretObjects: Secret %s wants object %s, which objects does not have: the driver will not make the Secret", spec.Quote(secret.SecretName), spec.Quote(name))
@@ -218,7 +221,7 @@ func (c *check) synced(d document, params map[string]string, parsed spec.Spec) {
 func (c *check) changes(line int, params map[string]string, parsed spec.Spec) {
 	reads := make(map[string][]spec.Read) // by path
 	for _, o := range parsed.Objects {
-		if o.Key == "" {
+		if o.Whole() && o.Format == spec.Raw {
 			c.say(line, Change, "object %s: the file is {\"data\": ...} and changes only with the secret; the existing provider wrote Vault's whole reply, whose request id changes at each read", spec.Quote(o.Name))
 		}
 		if path := o.Read.Path; !slices.Contains(reads[path], o.Read) {

@@ -86,6 +86,39 @@ items:
 	}
 }
 
+// TestSynced: what a Secret may be made of.
+func TestSynced(t *testing.T) {
+	const text = `kind: SecretProviderClass
+metadata: {name: c}
+spec:
+  provider: vault
+  secretObjects:
+    - secretName: s
+      data:
+        - {objectName: all/password, key: a}
+        - {objectName: all, key: b}
+        - {objectName: maybe, key: c}
+        - {objectName: settings, key: d}
+  parameters:
+    roleName: app
+    objects: |
+      - {objectName: all, secretPath: database/creds/app, secretKey: "*"}
+      - {objectName: maybe, secretPath: kv/a, secretKey: [a, b], format: dotenv, optional: true}
+      - {objectName: settings, secretPath: kv/a, format: json}
+`
+	got := told(t, text, validate.Options{Diff: true})
+	for i, want := range []string{
+		`8 warning c: secretObjects: Secret "s" outlives the pod, and object "all/password" comes from "database/creds/app", which looks leased`,
+		`9 warning c: secretObjects: Secret "s" wants object "all", which objects does not have`,
+		`10 warning c: secretObjects: Secret "s" wants object "maybe", which is optional: the driver makes no Secret while the file is not there`,
+		`13 change c: "database/creds/app": credentials stay the same`,
+	} {
+		if lines := strings.Split(got, "\n"); len(lines) != 5 || !strings.HasPrefix(lines[i], want) {
+			t.Errorf("got\n%s\nwant line %d to begin with\n%s", got, i+1, want)
+		}
+	}
+}
+
 func TestFileWithoutClasses(t *testing.T) {
 	const want = "1 warning : the file holds no SecretProviderClass for provider vault or openbao\n"
 	for _, text := range []string{"", "a: b", "[1]", "kind: SecretProviderClass\nspec: {provider: azure}"} {
