@@ -191,3 +191,16 @@ func TestLeaving(t *testing.T) {
 		n.mount(n.validCall()) // what the work brought is answered even then
 	})
 }
+
+// TestVolumeOfNothing: the driver takes an answer without versions for an error, and one without files for an empty volume.
+func TestVolumeOfNothing(t *testing.T) {
+	bubble(t, 0, func(n *node) {
+		n.vault.KV2("secret/data/there", nil)
+		c := n.validCall()
+		c.params["objects"] = "- {objectName: a, secretPath: secret/data/absent, optional: true}"
+		resp, err := n.service.Mount(n.t.Context(), c.request(n.t))
+		if err != nil || len(resp.GetFiles()) != 0 || len(resp.GetObjectVersion()) != 1 {
+			n.t.Errorf("%v, %v", resp, err)
+		}
+	})
+}

@@ -26,6 +26,8 @@ const (
 
 	apiVersion  = "v1alpha1"
 	runtimeName = "leasehold"
+
+	noFile = "none" // stands for the files of a volume whose objects are all optional and not there
 )
 
 // Config is what a Service works with. Every field must be set.
@@ -92,6 +94,9 @@ func (s *Service) response(files []render.File) *v1alpha1.MountResponse {
 	for _, f := range files {
 		out.Files = append(out.Files, &v1alpha1.File{Path: f.Path, Mode: f.Mode, Contents: f.Contents})
 		out.ObjectVersion = append(out.ObjectVersion, &v1alpha1.ObjectVersion{Id: f.Path, Version: version(mac, f)})
+	}
+	if len(files) == 0 { // the driver takes an answer without versions for an error
+		out.ObjectVersion = []*v1alpha1.ObjectVersion{{Id: noFile, Version: noFile}}
 	}
 	return out
 }

@@ -87,6 +87,7 @@ func TestSyncedLeases(t *testing.T) {
 		{spec.RevokeSynced, []string{"user"}, true, 0, false, true},
 		{spec.RefuseSynced, []string{"user"}, false, 1, false, true},
 		{spec.RefuseSynced, []string{"plain"}, true, 1, false, true},
+		{spec.ExpireSynced, []string{"all/username"}, true, 1, true, false},
 	}
 	for _, test := range tests {
 		t.Run(fmt.Sprint(test.policy, test.synced), func(t *testing.T) {
@@ -96,6 +97,7 @@ func TestSyncedLeases(t *testing.T) {
 					c.Synced = func(context.Context, string, string) ([]string, error) { asked++; return test.synced, nil }
 				})
 				req := n.request("p", append([]string{"plain=" + kv + "#k"}, wantCreds...)...)
+				req.Spec.Objects = append(req.Spec.Objects, spec.Object{Name: "all", Read: req.Spec.Objects[1].Read, Each: true})
 				req.Spec.SyncedLeases = test.policy
 				for range 3 {
 					_, err := n.keeper.Acquire(t.Context(), req)

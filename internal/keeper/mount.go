@@ -138,7 +138,7 @@ func (k *Keeper) fill(ctx context.Context, client *vault.Client, g grant.Grant, 
 	if err != nil {
 		return nil, 0, err
 	}
-	if inDoubt, err = k.readAll(ctx, client, s, g, due(&g, req.Spec.Objects, answers, k.Now())); err != nil {
+	if inDoubt, err = k.readAll(ctx, client, s, g, &req.Spec, due(&g, req.Spec.Objects, answers, k.Now())); err != nil {
 		return nil, inDoubt, err
 	}
 	if answers, err = k.Store.Answers(g.ID); err != nil {

@@ -185,7 +185,7 @@ func (k *Keeper) tellLongToken(g grant.Grant, ttl time.Duration) {
 
 // readAll makes reads, a few at a time, and waits for every one: a read that is given up can leave credentials that nobody
 // knows. inDoubt is as for fill.
-func (k *Keeper) readAll(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, reads []spec.Read) (inDoubt grant.Instant, err error) {
+func (k *Keeper) readAll(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, wish *spec.Spec, reads []spec.Read) (inDoubt grant.Instant, err error) {
 	errs := make([]error, len(reads))
 	free := make(chan struct{}, readers)
 	var all sync.WaitGroup
@@ -193,7 +193,7 @@ func (k *Keeper) readAll(ctx context.Context, client *vault.Client, s vault.Sess
 		free <- struct{}{}
 		all.Go(func() {
 			defer func() { <-free }()
-			errs[i] = k.read(ctx, client, s, g, r)
+			errs[i] = k.read(ctx, client, s, g, wish, r)
 		})
 	}
 	all.Wait()
@@ -208,8 +208,11 @@ func (k *Keeper) readAll(ctx context.Context, client *vault.Client, s vault.Sess
 	return inDoubt, err
 }
 
-// read makes one read and records the answer with its lease.
-func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, r spec.Read) (err error) {
+// absentRefresh is how often what is not there is looked for again at most.
+const absentRefresh = 2 * time.Minute
+
+// read makes one read and records the answer with its lease; also, of what the volume can do without, that there is nothing.
+func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, wish *spec.Spec, r spec.Read) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			k.Log.Error("panic during a read", "grant", g.ID, "panic", fmt.Sprintf("%T", p))
@@ -223,7 +226,8 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 	defer cancel()
 	from := k.Now()
 	reply, err := client.Read(ctx, s, r)
-	if err != nil {
+	absent := vault.Absent(err) && wish.Optional(r)
+	if err != nil && !absent {
 		return err
 	}
 	if !reply.Token.IsZero() {
@@ -245,7 +249,10 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 		}
 		return &RefusedError{Path: r.Path, Why: leasedBut + g.Unleasable}
 	}
-	answer := grant.Answer{Read: r, Body: reply.Body, Raw: reply.Raw, Leased: leased}
+	answer := grant.Answer{Read: r, Body: reply.Body, Raw: reply.Raw, Absent: absent, Leased: leased}
+	if absent {
+		reply.RefreshAfter = absentRefresh
+	}
 	if reply.RefreshAfter > 0 {
 		answer.RefreshAt = from.Add(reply.RefreshAfter)
 	}

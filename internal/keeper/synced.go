@@ -88,7 +88,7 @@ func (k *Keeper) settleSynced(g grant.Grant, req *spec.Request, names func() ([]
 	}
 	synced := ""
 	for _, o := range req.Spec.Objects {
-		if g.Lease(o.Read) != nil && slices.Contains(objects, o.Name) {
+		if g.Lease(o.Read) != nil && slices.ContainsFunc(objects, o.Writes) {
 			synced = o.Name
 		}
 	}

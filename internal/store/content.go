@@ -161,12 +161,13 @@ func answerKey(id string, r spec.Read) []byte {
 type answerHeader struct {
 	Read      spec.Read     `json:"read"`
 	Raw       bool          `json:"raw,omitempty"`
+	Absent    bool          `json:"absent,omitempty"`
 	Leased    bool          `json:"leased,omitempty"`
 	RefreshAt grant.Instant `json:"refreshAt,omitempty"`
 }
 
 func encodeAnswer(a grant.Answer) ([]byte, error) {
-	header, err := json.Marshal(answerHeader{Read: a.Read, Raw: a.Raw, Leased: a.Leased, RefreshAt: a.RefreshAt})
+	header, err := json.Marshal(answerHeader{Read: a.Read, Raw: a.Raw, Absent: a.Absent, Leased: a.Leased, RefreshAt: a.RefreshAt})
 	if err != nil {
 		return nil, fmt.Errorf("encoding an answer: %w", err)
 	}
@@ -189,5 +190,5 @@ func decodeAnswer(value []byte) (a grant.Answer, err error) {
 	if err := json.Unmarshal(value[4:4+n], &h); err != nil {
 		return a, errDamaged
 	}
-	return grant.Answer{Read: h.Read, Raw: h.Raw, Leased: h.Leased, RefreshAt: h.RefreshAt, Body: bytes.Clone(value[4+n:])}, nil
+	return grant.Answer{Read: h.Read, Raw: h.Raw, Absent: h.Absent, Leased: h.Leased, RefreshAt: h.RefreshAt, Body: bytes.Clone(value[4+n:])}, nil
 }

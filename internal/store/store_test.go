@@ -368,10 +368,12 @@ func TestAnswers(t *testing.T) {
 	raw := answer("raw", "-----BEGIN CERTIFICATE-----")
 	raw.Raw = true
 	put("g", raw)
+	absent := grant.Answer{Read: spec.Read{Method: "GET", Path: "absent"}, Absent: true, RefreshAt: 5}
+	put("g", absent)
 
 	held, err := s.Answers("g")
 	must(t, err)
-	if len(held) != 4 || !held[raw.Read].Raw || held[version.Read].Raw || string(held[spec.Read{Method: "GET", Path: "a"}].Body) != "y" || string(held[version.Read].Body) != "another version" {
+	if len(held) != 5 || !reflect.DeepEqual(held[absent.Read], grant.Answer{Read: absent.Read, Absent: true, RefreshAt: 5, Body: []byte{}}) || held[raw.Read].Absent || !held[raw.Read].Raw || held[version.Read].Raw || string(held[spec.Read{Method: "GET", Path: "a"}].Body) != "y" || string(held[version.Read].Body) != "another version" {
 		t.Errorf("answers %v", held)
 	}
 	size := s.Bytes()

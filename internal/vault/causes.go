@@ -77,7 +77,7 @@ var causes = []cause{
 		next: `find out who revoked the login; the next try makes a new one`},
 	{op: read, kind: Denied,
 		next: `add to a policy of role {role}: path {path} { capabilities = ["{capability}"] }{version 2}; Vault says the same where nothing is mounted`},
-	{op: read, says: []string{"Invalid path for a versioned K/V secrets engine"},
+	{op: read, says: []string{saidMisnamed},
 		next: `put /data/ after the mount, as KV version 2 wants it: {data path}`},
 	{op: read, says: []string{"Non-listing operations on the root of a K/V v2 mount"},
 		next: `name a secret below {path}`},

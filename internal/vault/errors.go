@@ -106,6 +106,7 @@ const (
 	// What Vault says without words: by the metadata of a version of KV version 2 that is no more, and by a redirect.
 	saidDeleted   = "was deleted at"
 	saidDestroyed = "was destroyed"
+	saidMisnamed  = "Invalid path for a versioned K/V secrets engine"
 	saidForwards  = "this node forwards to another one"
 )
 
@@ -152,6 +153,13 @@ func KindOf(err error) Kind {
 		return e.Kind
 	}
 	return Unknown
+}
+
+// Absent reports whether err is Vault's word that there is nothing at a path, or no more. A proxy's 404 is not, nor is what Vault says of a
+// path under which its engine keeps nothing.
+func Absent(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Kind == NotFound && !e.Foreign && !strings.Contains(e.said(), saidMisnamed)
 }
 
 // classify tells what a reply with an error status means.
