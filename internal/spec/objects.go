@@ -273,7 +273,6 @@ func legalName(name string) error {
 	return nil
 }
 
-// secretPath splits a path?query and brings both into the one form in which equal reads are equal.
 func secretPath(n *yaml.Node) (clean, query string, err error) {
 	text, err := scalar("secretPath", n)
 	if err != nil {
@@ -282,17 +281,26 @@ func secretPath(n *yaml.Node) (clean, query string, err error) {
 	if text == "" {
 		return "", "", errors.New("secretPath is missing")
 	}
+	if clean, query, err = SplitPath(text); err != nil {
+		return "", "", fmt.Errorf("secretPath %w", err)
+	}
+	return clean, query, nil
+}
+
+// SplitPath splits a path?query of Vault's and brings both into the one form in which equal reads are equal. Its errors begin with
+// the path.
+func SplitPath(text string) (clean, query string, err error) {
 	text, query, _ = strings.Cut(text, "?")
 	clean, err = cleanPath(text)
 	if err == nil && clean == "v1" {
 		err = errEmpty
 	}
 	if err != nil {
-		return "", "", fmt.Errorf("secretPath %s %w", Quote(text), err)
+		return "", "", fmt.Errorf("%s %w", Quote(text), err)
 	}
 	values, err := url.ParseQuery(query)
 	if err != nil || strings.Contains(query, "#") || printable(query) != nil {
-		return "", "", fmt.Errorf("secretPath %s has a query that is not k=v pairs joined by &", Quote(text))
+		return "", "", fmt.Errorf("%s has a query that is not k=v pairs joined by &", Quote(text))
 	}
 	return strings.TrimPrefix(clean, "v1/"), values.Encode(), nil
 }

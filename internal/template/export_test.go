@@ -1,0 +1,27 @@
+package template
+
+import (
+	"cmp"
+	"time"
+)
+
+// NewRenderer returns a renderer that runs a binary as its children and waits for at most patience for them. The argument is that of a
+// child that renders if it is empty.
+func NewRenderer(binary, argument string, patience time.Duration) *Renderer {
+	return &Renderer{program: []string{binary, cmp.Or(argument, childArg)}, patience: patience}
+}
+
+// Gate lets tests look at whose turn it is.
+type Gate = gate
+
+// The turns.
+var (
+	Enter = (*gate).enter
+	Leave = (*gate).leave
+)
+
+// Idle reports whether nobody has a turn or waits for one.
+func Idle(g *Gate) bool { return g.running == 0 && len(g.namespaces) == 0 }
+
+// Memory is what a child may take.
+const Memory = memory

@@ -1,0 +1,273 @@
+package template_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/template"
+)
+
+const (
+	greedy  = "needs more memory than it may use"
+	slow    = "takes too long to compute"
+	bulky   = "make more than 1 MiB"
+	someone = `{{ with secret "kv/a" }}{{ .Data.a }}{{ end }}`
+)
+
+// hostile are templates that would take the node, with what is said of each.
+var hostile = map[string]struct{ text, want string }{
+	"endless range":           {`{{ range loop 9999999999999 }}{{ end }}`, slow},
+	"endless output":          {`{{ range loop 9999999999999 }}0123456789{{ end }}`, ""}, // whichever comes first
+	"a channel without end":   {`{{ range loop 9999999999999 }}{{ $x := loop 99999999 }}{{ end }}`, ""},
+	"giant repeat":            {`{{ sprig_repeat 2000000000 "x" }}`, greedy},
+	"giant indent":            {`{{ indent 2000000000 "x" }}`, greedy},
+	"giant list":              {`{{ sprig_until 2000000000 }}`, greedy},
+	"giant printf":            {`{{ printf "%1000000d%1000000d%1000000d" 1 1 1 }}`, bulky},
+	"doubling":                {`{{ $x := "0123456789abcdef" }}{{ range loop 40 }}{{ $x = printf "%s%s" $x $x }}{{ end }}`, greedy},
+	"doubling, kept":          {`{{ scratch.Set "x" "0123456789abcdef" }}{{ range $i := loop 40 }}{{ scratch.Set (print $i) (scratch.Get "x") }}{{ scratch.Set "x" (printf "%s%s" (scratch.Get "x") (scratch.Get "x")) }}{{ end }}`, greedy},
+	"recursion":               {`{{ define "a" }}{{ template "a" }}{{ end }}{{ template "a" }}`, greedy},
+	"recursion by a function": {`{{ define "a" }}{{ executeTemplate "a" }}{{ end }}{{ template "a" }}`, greedy},
+	"exponential recursion":   {`{{ define "a" }}{{ if lt (len .) 40 }}{{ template "a" (printf "%sx" .) }}{{ template "a" (printf "%sx" .) }}{{ end }}{{ end }}{{ template "a" "" }}`, slow},
+	"authorities":             {`{{ range loop 99999 }}{{ $x := sprig_genCA "x" 1 }}{{ end }}`, slow},
+	"keys":                    {`{{ range loop 99999 }}{{ $x := sprig_genPrivateKey "rsa" }}{{ end }}`, slow},
+	"passwords":               {`{{ range loop 99999 }}{{ $x := sprig_derivePassword 1 "long" "password" "user" "example.com" }}{{ end }}`, ""},
+	"bcrypt":                  {`{{ range loop 99999 }}{{ $x := sprig_bcrypt "x" }}{{ end }}`, slow},
+	"deep JSON":               {`{{ $x := parseJSON (sprig_repeat 5000000 "[") }}`, ""},
+	"billion laughs":          {`{{ parseYAML "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f]" | toJSON }}`, ""},
+	"waits for itself":        {`{{ if scratch.TryLock }}{{ scratch.Set "a" 1 }}{{ end }}`, ""},
+	"its own map":             {`{{ $d := sprig_dict "a" 1 }}{{ $_ := sprig_set $d "b" $d }}{{ $d | toYAML }}`, ""},
+}
+
+// TestHostile renders them one by one, to see what is said.
+func TestHostile(t *testing.T) {
+	for name, h := range hostile {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := renderWith(t, newRenderer("", 4*time.Second), h.text, answers(nil))
+			e, ok := errors.AsType[*template.Error](err)
+			if !ok || e.Object != "file" || !strings.Contains(e.Problem, h.want) {
+				t.Errorf("%v, want %q", err, h.want)
+			}
+		})
+	}
+}
+
+// TestCPUTime is the child's own limit, not its parent's patience.
+func TestCPUTime(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes five seconds of CPU time")
+	}
+	t.Parallel()
+	_, err := renderWith(t, newRenderer("", time.Minute), hostile["endless range"].text, answers(nil))
+	if err == nil || !strings.Contains(err.Error(), slow) {
+		t.Error(err)
+	}
+}
+
+// TestHostileTenants has twenty such templates rendered at once for three namespaces, and a neighbour's again and again meanwhile.
+func TestHostileTenants(t *testing.T) {
+	r := newRenderer("", 2*time.Second)
+	neighbour := func() time.Duration {
+		began := time.Now()
+		out, err := r.Render(t.Context(), "neighbour", []template.Template{{Object: "file", Text: someone}}, answers(map[string]string{"kv/a": `{"data":{"a":"b"}}`}))
+		if err != nil || string(out[0].Contents) != "b" {
+			t.Errorf("the neighbour: %v", err)
+		}
+		return time.Since(began)
+	}
+	alone := neighbour()
+	before := maxRSS(t)
+	var texts []string
+	for _, h := range hostile {
+		texts = append(texts, h.text)
+	}
+	var all sync.WaitGroup
+	for i := range 20 {
+		all.Go(func() {
+			_, err := r.Render(t.Context(), fmt.Sprintf("tenant-%d", i%3), []template.Template{{Object: "file", Text: texts[i%len(texts)]}}, answers(nil))
+			if err == nil {
+				t.Errorf("%.40q was rendered", texts[i%len(texts)])
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { all.Wait(); close(done) }()
+	var memory int64
+	var most int
+	watch := time.NewTicker(time.Millisecond)
+	defer watch.Stop()
+	var watched sync.WaitGroup
+	watched.Go(func() {
+		for {
+			select {
+			case <-watch.C:
+				kib, children := anonymous(t)
+				memory, most = max(memory, kib), max(most, children)
+			case <-done:
+				return
+			}
+		}
+	})
+	var worst time.Duration
+	turns := 0
+	for ended := false; !ended; turns++ {
+		worst = max(worst, neighbour())
+		select {
+		case <-done:
+			ended = true
+		default:
+		}
+	}
+	watched.Wait()
+	grown := maxRSS(t) - before
+	t.Logf("the neighbour waited at most %v in %d turns, alone %v; at most %d children had %d KiB together, and their parent took %d KiB more",
+		worst.Round(time.Millisecond), turns, alone.Round(time.Millisecond), most, memory, grown)
+	if worst > 15*time.Second {
+		t.Errorf("the neighbour waited for %v", worst)
+	}
+	const kib, slack = 1 << 10, 8 << 20 // a child has about 6 MiB when it begins
+	if memory*kib > 4*(template.Memory+slack) {
+		t.Errorf("the children have %d KiB", memory)
+	}
+	if most > 4 {
+		t.Errorf("%d children", most)
+	}
+	if grown*kib > 32<<20 {
+		t.Errorf("the parent grew by %d KiB", grown)
+	}
+}
+
+// maxRSS is the largest RSS so far of this process, in KiB.
+func maxRSS(t *testing.T) int64 {
+	t.Helper()
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		t.Fatal(err)
+	}
+	return usage.Maxrss
+}
+
+// anonymous is the memory of the children that run now, in KiB, without that which they share with this process.
+func anonymous(t *testing.T) (kib int64, children int) {
+	t.Helper()
+	tasks, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range tasks {
+		pids, _ := os.ReadFile(task) // the thread may have ended
+		for _, pid := range strings.Fields(string(pids)) {
+			status, _ := os.ReadFile("/proc/" + pid + "/status") // and so may the child
+			if parts := rssAnon.FindSubmatch(status); parts != nil {
+				n, err := strconv.ParseInt(string(parts[1]), 10, 64)
+				if err != nil {
+					t.Fatal(err)
+				}
+				kib += n
+				children++
+			}
+		}
+	}
+	return kib, children
+}
+
+var rssAnon = regexp.MustCompile(`(?m)^RssAnon:\s+(\d+) kB$`)
+
+// TestTakenOver has children that a tenant took over: nothing that they say comes through, and nothing of them stays.
+func TestTakenOver(t *testing.T) {
+	before := descriptors(t)
+	for name := range takenOver {
+		t.Run(name, func(t *testing.T) {
+			reads := 0
+			read := func(_ context.Context, wanted []spec.Read) (map[spec.Read]template.Reply, error) {
+				replies := make(map[spec.Read]template.Reply)
+				for _, w := range wanted {
+					reads++
+					replies[w] = template.Reply{Body: []byte(`{"data":{"a":"` + strings.Repeat("x", 200_000) + `"}}`)} // more than a pipe holds
+				}
+				return replies, nil
+			}
+			got, err := renderWith(t, newRenderer(name, time.Second), someone, read)
+			if err == nil || strings.Contains(err.Error(), "canary") {
+				t.Errorf("%q, %v", got, err)
+			}
+			if reads > 1 {
+				t.Errorf("%d reads", reads)
+			}
+			t.Log(err)
+		})
+	}
+	if after := descriptors(t); after > before {
+		t.Errorf("%d descriptors, before %d", after, before)
+	}
+	if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); !errors.Is(err, syscall.ECHILD) {
+		t.Errorf("a child is left: %d, %v", pid, err)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(open)
+}
+
+// TestCanceled ends the child of a Mount that nobody waits for any more.
+func TestCanceled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	read := func(context.Context, []spec.Read) (map[spec.Read]template.Reply, error) {
+		time.AfterFunc(100*time.Millisecond, cancel)
+		return map[spec.Read]template.Reply{{Method: "GET", Path: "kv/a"}: {Body: []byte(`{"data":{"a":"b"}}`)}}, nil
+	}
+	_, err := newRenderer("mute", time.Minute).Render(ctx, "shop", []template.Template{{Object: "file", Text: someone}}, read)
+	if !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// TestReads bounds how many reads there are, before they are made.
+func TestReads(t *testing.T) {
+	made := 0
+	read := func(_ context.Context, wanted []spec.Read) (map[spec.Read]template.Reply, error) {
+		replies := make(map[spec.Read]template.Reply)
+		for _, w := range wanted {
+			made++
+			replies[w] = template.Reply{Body: []byte(`{"data":{"a":"b"}}`)}
+		}
+		return replies, nil
+	}
+	for reads, want := range map[int]string{template.MaxReads: "", template.MaxReads + 1: "may make 64 reads"} {
+		for kind, text := range map[string]string{
+			"told beforehand": func() string {
+				var text strings.Builder
+				for i := range reads {
+					fmt.Fprintf(&text, `{{ secret "kv/%d" }}`, i)
+				}
+				return text.String()
+			}(),
+			"found on the way": `{{ range loop ` + strconv.Itoa(reads) + ` }}{{ secret (printf "kv/%d" .) }}{{ end }}`,
+		} {
+			made = 0
+			_, err := render(t, text, read)
+			if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+				t.Errorf("%d reads, %s: %v", reads, kind, err)
+			}
+			if made > template.MaxReads {
+				t.Errorf("%d reads, %s: %d were made", reads, kind, made)
+			}
+		}
+	}
+}

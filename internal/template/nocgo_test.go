@@ -1,0 +1,5 @@
+//go:build !cgo
+
+package template_test
+
+const cgo = false
