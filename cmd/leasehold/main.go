@@ -11,6 +11,8 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+
+	"github.com/leasehold-csi/leasehold/internal/template"
 )
 
 const usage = `leasehold gives every Vault lease back when its pod is over.
@@ -26,6 +28,7 @@ leasehold COMMAND -h prints a command's flags.
 `
 
 func main() {
+	template.Child() // first: what renders templates must have nothing else
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

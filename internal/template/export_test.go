@@ -23,5 +23,8 @@ var (
 // Idle reports whether nobody has a turn or waits for one.
 func Idle(g *Gate) bool { return g.running == 0 && len(g.namespaces) == 0 }
 
-// Memory is what a child may take.
-const Memory = memory
+// Memory is what a child may take, and Argument that of its command line.
+const (
+	Memory   = memory
+	Argument = childArg
+)

@@ -40,7 +40,7 @@ func limit() error {
 		return err
 	}
 	// Of the group, because on Linux a process's priority is each thread's own.
-	if err := unix.Setpriority(unix.PRIO_PGRP, 0, 19); err != nil {
+	if err := unix.Setpriority(unix.PRIO_PGRP, 0, 10); err != nil {
 		return err
 	}
 	for _, l := range []struct {

@@ -57,7 +57,7 @@ func newRenderer(argument string, patience time.Duration) *template.Renderer {
 const patient = 10 * time.Second
 
 var takenOver = map[string]func(){
-	"mute":    func() { select {} },
+	"mute":    wait,
 	"deaf":    func() { _, _ = io.WriteString(os.Stdout, "{}\n"); wait() },
 	"garbage": func() { _, _ = io.WriteString(os.Stdout, "\x00\xff{]") },
 	"flood": func() {
@@ -84,7 +84,8 @@ func say(text string) {
 	_, _ = io.WriteString(os.Stdout, text)
 }
 
-func wait() { _, _ = io.ReadFull(os.Stdin, nil); select {} }
+// wait reads nothing and says nothing.
+func wait() { <-time.After(time.Hour) }
 
 // answers is a Reader of fixed answers, by path.
 func answers(bodies map[string]string) template.Reader {
