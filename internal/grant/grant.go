@@ -114,6 +114,9 @@ type Answer struct {
 	Leased bool
 	// RefreshAt is when a republish should read it again; zero for never. Leased answers are replaced by their lease's Term.
 	RefreshAt Instant
+	// Uses are the reads from whose answers Body was rendered, and Sum is a digest of these; empty for what Vault answered.
+	Uses []spec.Read
+	Sum  string
 }
 
 // Verdict is what is known of a pod's end.

@@ -196,7 +196,7 @@ func (k *Keeper) held(req *spec.Request) (holding, error) {
 		return holding{}, fmt.Errorf("reading the store: %w", err)
 	}
 	files, err := render.Files(req.Spec.Objects, answers)
-	if err != nil {
+	if err != nil || len(unrendered(req.Spec.Objects, answers)) > 0 {
 		return holding{}, nil //nolint:nilerr // content is droppable: what does not render is read again
 	}
 	now := k.Now()
@@ -213,17 +213,26 @@ func serving(grants []grant.Grant, digest string) *grant.Grant {
 	return nil
 }
 
-// due lists the distinct reads of objects that have no answer or one that should be read again.
+// due lists the distinct reads of objects, and of what was rendered for them, that have no answer or one that should be read again.
 func due(g *grant.Grant, objects []spec.Object, answers map[spec.Read]grant.Answer, now grant.Instant) []spec.Read {
 	var reads []spec.Read
 	seen := make(map[spec.Read]bool, len(objects))
+	look := func(r spec.Read) {
+		if seen[r] {
+			return
+		}
+		seen[r] = true
+		if a, ok := answers[r]; !ok || g.AnswerDue(a, now) {
+			reads = append(reads, r)
+		}
+	}
 	for _, o := range objects {
-		if seen[o.Read] {
+		if o.Template == "" {
+			look(o.Read)
 			continue
 		}
-		seen[o.Read] = true
-		if a, ok := answers[o.Read]; !ok || g.AnswerDue(a, now) {
-			reads = append(reads, o.Read)
+		for _, r := range answers[o.Read].Uses {
+			look(r)
 		}
 	}
 	return reads

@@ -32,6 +32,7 @@ import (
 	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/store"
+	"github.com/leasehold-csi/leasehold/internal/template"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 )
 
@@ -77,6 +78,8 @@ type Config struct {
 	// RequestToken makes a service account token for a pod to which kubelet sent none; an empty audience means the one that its
 	// maker prefers. nil when there is no such way. Its errors must not hold the token.
 	RequestToken func(ctx context.Context, pod spec.Pod, audience string) (secret.Value, error)
+	// Templates renders; nil for one that is ready for use.
+	Templates *template.Renderer
 	// Identify returns what speaks against a pod being the one that it says it is; nil when nobody can tell.
 	Identify func(context.Context, spec.Pod) error
 }
@@ -117,6 +120,9 @@ func New(c Config) (*Keeper, error) {
 	}
 	if c.OrphanTTL < 2*grant.RequestTimeout {
 		return nil, fmt.Errorf("an orphan TTL of %s is too short: renewals need at least %s", c.OrphanTTL, 2*grant.RequestTimeout)
+	}
+	if c.Templates == nil {
+		c.Templates = new(template.Renderer)
 	}
 	if c.SubPath == nil {
 		c.SubPath = func(string, string) string { return "" }

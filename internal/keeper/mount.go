@@ -144,6 +144,9 @@ func (k *Keeper) fill(ctx context.Context, client *vault.Client, g grant.Grant, 
 	if answers, err = k.Store.Answers(g.ID); err != nil {
 		return nil, 0, err
 	}
+	if inDoubt, err = k.renderTemplates(ctx, client, s, g.ID, &req.Spec, answers); err != nil {
+		return nil, inDoubt, err
+	}
 	files, err = render.Files(req.Spec.Objects, answers)
 	return files, 0, err
 }

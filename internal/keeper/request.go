@@ -183,21 +183,9 @@ func (k *Keeper) tellLongToken(g grant.Grant, ttl time.Duration) {
 		"if this node is lost, its token and leases live on for so long; lower token_period, or use token_ttl instead", g.Volume.Volume, g.Auth.Role, life, k.OrphanTTL))
 }
 
-// readAll makes reads, a few at a time, and waits for every one: a read that is given up can leave credentials that nobody
-// knows. inDoubt is as for fill.
+// readAll is readEach when each is needed. inDoubt is as for fill.
 func (k *Keeper) readAll(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, wish *spec.Spec, reads []spec.Read) (inDoubt grant.Instant, err error) {
-	errs := make([]error, len(reads))
-	free := make(chan struct{}, readers)
-	var all sync.WaitGroup
-	for i, r := range reads {
-		free <- struct{}{}
-		all.Go(func() {
-			defer func() { <-free }()
-			errs[i] = k.read(ctx, client, s, g, wish, r)
-		})
-	}
-	all.Wait()
-	for _, e := range errs {
+	for _, e := range k.readEach(ctx, client, s, g, wish, reads) {
 		if vault.KindOf(e) == vault.InDoubt {
 			inDoubt = k.Now().Add(grant.RequestLimit)
 		}
@@ -208,11 +196,74 @@ func (k *Keeper) readAll(ctx context.Context, client *vault.Client, s vault.Sess
 	return inDoubt, err
 }
 
+// readEach makes reads, a few at a time, and waits for every one: a read that is given up can leave credentials that nobody
+// knows. It returns what came of each, and after these why answers could not be recorded.
+func (k *Keeper) readEach(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, wish *spec.Spec, reads []spec.Read) []error {
+	errs := make([]error, len(reads))
+	free := make(chan struct{}, readers)
+	var plain gathered
+	var all sync.WaitGroup
+	for i, r := range reads {
+		free <- struct{}{}
+		all.Go(func() {
+			defer func() { <-free }()
+			errs[i] = k.read(ctx, client, s, g, wish, r, &plain)
+		})
+	}
+	all.Wait()
+	if err := k.putGathered(g.ID, plain.answers); err != nil {
+		errs = append(errs, err)
+	}
+	return errs
+}
+
+// maxGathered bounds, in bytes, what answers of one Mount wait in memory to be recorded.
+const maxGathered = 256 << 10
+
+// gathered are answers that are recorded together, because a commit for each would cost as much as reading it. With them nothing is lost
+// that reading again would not bring back.
+type gathered struct {
+	mu      sync.Mutex
+	answers []grant.Answer
+	bytes   int
+}
+
+// take reports whether an answer is among them now.
+func (p *gathered) take(a grant.Answer) bool {
+	if a.Leased || a.Read.Method != "GET" {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.bytes+len(a.Body) > maxGathered {
+		return false
+	}
+	p.answers, p.bytes = append(p.answers, a), p.bytes+len(a.Body)
+	return true
+}
+
+func (k *Keeper) putGathered(id string, answers []grant.Answer) error {
+	if len(answers) == 0 {
+		return nil
+	}
+	now := k.Now()
+	_, err := k.Store.PutAnswers(id, answers, func(g *grant.Grant) error {
+		for _, a := range answers {
+			g.Supersede(a.Read, now)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("recording answers: %w", err)
+	}
+	return nil
+}
+
 // absentRefresh is how often what is not there is looked for again at most.
 const absentRefresh = 2 * time.Minute
 
 // read makes one read and records the answer with its lease; also, of what the volume can do without, that there is nothing.
-func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, wish *spec.Spec, r spec.Read) (err error) {
+func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, wish *spec.Spec, r spec.Read, plain *gathered) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			k.Log.Error("panic during a read", "grant", g.ID, "panic", fmt.Sprintf("%T", p))
@@ -255,6 +306,9 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 	}
 	if reply.RefreshAfter > 0 {
 		answer.RefreshAt = from.Add(reply.RefreshAfter)
+	}
+	if plain.take(answer) {
+		return nil
 	}
 	if _, err := k.Store.PutAnswer(g.ID, answer, change); err != nil {
 		return fmt.Errorf("recording the answer of %q: %w", r.Path, err)

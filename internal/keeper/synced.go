@@ -86,9 +86,14 @@ func (k *Keeper) settleSynced(g grant.Grant, req *spec.Request, names func() ([]
 	if err != nil {
 		return findings{}, fmt.Errorf("finding out whether leases are synced into Secrets (the class can say syncedLeases: revoke): %w", err)
 	}
+	answers, err := k.Store.Answers(g.ID)
+	if err != nil {
+		return findings{}, err
+	}
+	leased := func(r spec.Read) bool { return g.Lease(r) != nil }
 	synced := ""
 	for _, o := range req.Spec.Objects {
-		if g.Lease(o.Read) != nil && slices.ContainsFunc(objects, o.Writes) {
+		if (leased(o.Read) || slices.ContainsFunc(answers[o.Read].Uses, leased)) && slices.ContainsFunc(objects, o.Writes) {
 			synced = o.Name
 		}
 	}

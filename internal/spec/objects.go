@@ -36,6 +36,7 @@ type item struct {
 	Encoding       yaml.Node `yaml:"encoding"`
 	Format         yaml.Node `yaml:"format"`
 	Optional       yaml.Node `yaml:"optional"`
+	Template       yaml.Node `yaml:"template"`
 }
 
 // parseObjects reads the YAML list; mode is that of files which ask for none.
@@ -134,6 +135,14 @@ func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 	}
 	check(&it.ObjectName, err)
 	p.unknownKeys(label, resolve(node))
+	var warning string
+	o.Mode, warning, err = permission(&it.FilePermission, mode)
+	check(&it.FilePermission, err)
+	warn(&it.FilePermission, warning)
+	if !isNull(&it.Template) {
+		check(&it.Template, it.template(&o))
+		return o
+	}
 	o.Read.Path, o.Read.Query, err = secretPath(&it.SecretPath)
 	check(&it.SecretPath, err)
 	o.Read.Method, err = method(&it.Method)
@@ -142,10 +151,6 @@ func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 	check(&it.SecretArgs, err)
 	keysErr := o.keys(&it.SecretKey)
 	check(&it.SecretKey, keysErr)
-	var warning string
-	o.Mode, warning, err = permission(&it.FilePermission, mode)
-	check(&it.FilePermission, err)
-	warn(&it.FilePermission, warning)
 	o.Encoding, err = encoding(&it.Encoding)
 	check(&it.Encoding, err)
 	o.Optional, err = boolean("optional", &it.Optional)

@@ -129,7 +129,7 @@ type Auth struct {
 
 // Read is one request to Vault. It is comparable: objects with equal reads share one answer, and so one lease.
 type Read struct {
-	// Method is GET, PUT or POST.
+	// Method is GET, PUT or POST; or [Rendered].
 	Method string
 	// Path is normalised: no leading slash, no v1/.
 	Path string
@@ -154,6 +154,8 @@ type Object struct {
 	Format Format
 	// Optional: what is not in Vault makes no file, and no error.
 	Optional bool
+	// Template is rendered into the file; empty for an object that names what it reads. Then Read is of no request.
+	Template string
 	// Mode is the file's permission bits, at most 0777.
 	Mode int32
 	// Encoding is that of texts in a Raw file.

@@ -55,15 +55,21 @@ func (s *Store) Room(namespace string, n int64) error {
 	return nil
 }
 
-// PutAnswer records an answer together with the change of the grant that came with it (its lease, above all), in one
-// transaction. It takes the place of an earlier answer to the same read. When the answer does not fit, the change is recorded
-// all the same, so that no lease is forgotten, and the error is ErrFull.
+// PutAnswer is PutAnswers of one.
 func (s *Store) PutAnswer(id string, a grant.Answer, change func(*grant.Grant) error) (g grant.Grant, err error) {
-	value, err := encodeAnswer(a)
-	if err != nil {
-		return g, err
+	return s.PutAnswers(id, []grant.Answer{a}, change)
+}
+
+// PutAnswers records answers together with the change of the grant that came with them (their leases, above all), in one
+// transaction. They take the places of earlier answers to the same reads. When one does not fit, the change and the others are recorded
+// all the same, so that no lease is forgotten, and the error is ErrFull.
+func (s *Store) PutAnswers(id string, answers []grant.Answer, change func(*grant.Grant) error) (g grant.Grant, err error) {
+	values := make([][]byte, len(answers))
+	for i, a := range answers {
+		if values[i], err = encodeAnswer(a); err != nil {
+			return g, err
+		}
 	}
-	key := answerKey(id, a.Read)
 	grown, full, again := 0, false, false
 	err = s.commit(func(tx *bbolt.Tx) error {
 		if g, err = getGrant(tx, id); err != nil {
@@ -76,23 +82,30 @@ func (s *Store) PutAnswer(id string, a grant.Answer, change func(*grant.Grant) e
 			return err
 		}
 		content := tx.Bucket(contentBucket)
-		grown = len(value) - len(content.Get(key))
-		full = again || grown > 0 && s.Room(g.Pod.Namespace, int64(grown)) != nil
-		if again = true; full { // also when the file system was, at the first go: the reserve is the ledger's
-			return nil
+		// The second go is where the file system was full: the reserve is the ledger's.
+		grown, full = 0, again
+		for i, a := range answers {
+			key := answerKey(id, a.Read)
+			grows := len(values[i]) - len(content.Get(key))
+			if again || grows > 0 && s.Room(g.Pod.Namespace, int64(grown+grows)) != nil {
+				full = true
+				continue
+			}
+			if err := content.Put(key, values[i]); err != nil {
+				return fmt.Errorf("keeping the answer: %w", err)
+			}
+			grown += grows
 		}
-		if err := content.Put(key, value); err != nil {
-			return fmt.Errorf("keeping the answer: %w", err)
-		}
+		again = true
 		return nil
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return g, err
-	case full:
-		return g, ErrFull
 	}
 	s.content.add(g.Pod.Namespace, grown)
+	if full {
+		return g, ErrFull
+	}
 	return g, nil
 }
 
@@ -164,10 +177,12 @@ type answerHeader struct {
 	Absent    bool          `json:"absent,omitempty"`
 	Leased    bool          `json:"leased,omitempty"`
 	RefreshAt grant.Instant `json:"refreshAt,omitempty"`
+	Uses      []spec.Read   `json:"uses,omitempty"`
+	Sum       string        `json:"sum,omitempty"`
 }
 
 func encodeAnswer(a grant.Answer) ([]byte, error) {
-	header, err := json.Marshal(answerHeader{Read: a.Read, Raw: a.Raw, Absent: a.Absent, Leased: a.Leased, RefreshAt: a.RefreshAt})
+	header, err := json.Marshal(answerHeader{Read: a.Read, Raw: a.Raw, Absent: a.Absent, Leased: a.Leased, RefreshAt: a.RefreshAt, Uses: a.Uses, Sum: a.Sum})
 	if err != nil {
 		return nil, fmt.Errorf("encoding an answer: %w", err)
 	}
@@ -190,5 +205,7 @@ func decodeAnswer(value []byte) (a grant.Answer, err error) {
 	if err := json.Unmarshal(value[4:4+n], &h); err != nil {
 		return a, errDamaged
 	}
-	return grant.Answer{Read: h.Read, Raw: h.Raw, Absent: h.Absent, Leased: h.Leased, RefreshAt: h.RefreshAt, Body: bytes.Clone(value[4+n:])}, nil
+	return grant.Answer{
+		Read: h.Read, Raw: h.Raw, Absent: h.Absent, Leased: h.Leased, RefreshAt: h.RefreshAt, Uses: h.Uses, Sum: h.Sum, Body: bytes.Clone(value[4+n:]),
+	}, nil
 }

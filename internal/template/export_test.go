@@ -1,14 +1,11 @@
 package template
 
-import (
-	"cmp"
-	"time"
-)
+import "time"
 
 // NewRenderer returns a renderer that runs a binary as its children and waits for at most patience for them. The argument is that of a
 // child that renders if it is empty.
 func NewRenderer(binary, argument string, patience time.Duration) *Renderer {
-	return &Renderer{program: []string{binary, cmp.Or(argument, childArg)}, patience: patience}
+	return &Renderer{Binary: binary, argument: argument, patience: patience}
 }
 
 // Gate lets tests look at whose turn it is.

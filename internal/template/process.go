@@ -2,6 +2,7 @@ package template
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -51,7 +52,7 @@ func (r *Renderer) run(ctx context.Context, namespace string, w work, b *budget)
 	began := time.Now()
 	limited, cancel := context.WithTimeout(ctx, b.left)
 	defer cancel()
-	report, notes, err := start(limited, r.program, in)
+	report, notes, err := start(limited, cmp.Or(r.Binary, "/proc/self/exe"), cmp.Or(r.argument, childArg), in)
 	b.left -= time.Since(began)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -98,15 +99,12 @@ func cause(ctx context.Context, err error, notes string) error {
 
 // start runs a child and waits for its end. What it reports is bounded, and so are the notes of Go's runtime, which tell of its death;
 // they are not for anybody's eyes.
-func start(ctx context.Context, program []string, in []byte) (report []byte, notes string, err error) {
+func start(ctx context.Context, binary, argument string, in []byte) (report []byte, notes string, err error) {
 	// The kernel ends the child with the thread that started it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	out, stderr := bounded{max: maxReport}, bounded{max: maxNotes, rest: true}
-	if program == nil {
-		program = []string{"/proc/self/exe", childArg}
-	}
-	cmd := exec.CommandContext(ctx, program[0], program[1:]...)
+	cmd := exec.CommandContext(ctx, binary, argument)
 	cmd.Env = []string{} // nil would be ours
 	cmd.Dir = "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &stderr

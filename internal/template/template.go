@@ -83,9 +83,12 @@ func (e *Error) Error() string {
 
 // Renderer renders the templates of a node. The zero value is ready for use.
 type Renderer struct {
+	// Binary is that of the children; empty for this process's own.
+	Binary string
+
 	gate gate
-	// Tests run other children, and have less patience. The zero values are itself and computing.
-	program  []string
+	// Tests run other children, and have less patience. The zero values are childArg and computing.
+	argument string
 	patience time.Duration
 }
 

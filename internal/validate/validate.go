@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/template/syntax"
 )
 
 // Level is how much a finding matters.
@@ -197,6 +198,20 @@ func (c *check) decimals(objects string, position func(int) int) {
 // minting are paths that commonly lease what they answer with. Only Vault knows for certain.
 var minting = regexp.MustCompile(`(^|/)(creds|sts|roleset|impersonated-account)/`)
 
+// leased returns the first path of an object that looks leased; empty for none. Of a template those show that every rendering reads.
+func leased(o spec.Object) string {
+	paths := []string{o.Read.Path}
+	needs, _ := syntax.Check(o.Template)
+	for _, n := range needs {
+		paths = append(paths, n.Args[0])
+	}
+	i := slices.IndexFunc(paths, minting.MatchString)
+	if i < 0 {
+		return ""
+	}
+	return paths[i]
+}
+
 // synced looks at what the driver copies into Secrets, which other pods may use and which outlive the pod.
 func (c *check) synced(d document, params map[string]string, parsed spec.Spec) {
 	for _, secret := range d.Spec.SecretObjects {
@@ -209,9 +224,11 @@ func (c *check) synced(d document, params map[string]string, parsed spec.Spec) {
 			switch {
 			case i < 0 && len(parsed.Objects) > 0:
 				c.say(data.ObjectName.Line, Warning, "secretObjects: Secret %s wants object %s, which objects does not have: the driver will not make the Secret", spec.Quote(secret.SecretName), spec.Quote(name))
-			case i >= 0 && params["syncedLeases"] == "" && minting.MatchString(parsed.Objects[i].Read.Path):
-				c.say(data.ObjectName.Line, Warning, "secretObjects: Secret %s outlives the pod, and object %s comes from %s, which looks leased: the lease will run out at the pod's end instead of being revoked; "+
-					"say syncedLeases: revoke or refuse to choose otherwise", spec.Quote(secret.SecretName), spec.Quote(name), spec.Quote(parsed.Objects[i].Read.Path))
+			case i >= 0 && params["syncedLeases"] == "":
+				if path := leased(parsed.Objects[i]); path != "" {
+					c.say(data.ObjectName.Line, Warning, "secretObjects: Secret %s outlives the pod, and object %s comes from %s, which looks leased: the lease will run out at the pod's end instead of being revoked; "+
+						"say syncedLeases: revoke or refuse to choose otherwise", spec.Quote(secret.SecretName), spec.Quote(name), spec.Quote(path))
+				}
 			}
 		}
 	}
@@ -221,6 +238,9 @@ func (c *check) synced(d document, params map[string]string, parsed spec.Spec) {
 func (c *check) changes(line int, params map[string]string, parsed spec.Spec) {
 	reads := make(map[string][]spec.Read) // by path
 	for _, o := range parsed.Objects {
+		if o.Template != "" { // the existing provider knows none
+			continue
+		}
 		if o.Whole() && o.Format == spec.Raw {
 			c.say(line, Change, "object %s: the file is {\"data\": ...} and changes only with the secret; the existing provider wrote Vault's whole reply, whose request id changes at each read", spec.Quote(o.Name))
 		}
