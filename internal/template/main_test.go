@@ -74,7 +74,7 @@ var takenOver = map[string]func(){
 	"failure's text": func() { say(`{"Failure":{"Kind":"canary"}}`) },
 	"failure's name": func() { say(`{"Failure":{"Kind":"function","Func":"canary"}}`) },
 	"all of it":      func() { say(`{"Contents":"eA==","Failure":{"Kind":""}}`) },
-	"crash":          func() { os.Stderr.WriteString("panic: canary"); os.Exit(2) },
+	"crash":          func() { _, _ = io.WriteString(os.Stderr, "panic: canary"); os.Exit(2) },
 	"exit":           func() { os.Exit(7) },
 	"endless needs":  func() { say(`{"Missing":{"Func":"secret","Args":["kv/a"]}}`) },
 }
