@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/keeper"
+	"github.com/leasehold-csi/leasehold/internal/render"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/template/templatetest"
 )
@@ -91,13 +92,13 @@ func TestTemplateFollowsItsSecrets(t *testing.T) {
 		n.vault.KV2(kv, map[string]any{"n": "8"})
 		req := n.request("p", "plain="+kv+"#n")
 		withTemplate(req, "half", `{{ with secret "`+kv+`" }}{{ parseInt .Data.data.n | divide 2 }}{{ end }}`)
-		shows := func(plain, half string) {
+		check := func(files []render.File, plain, half string) {
 			t.Helper()
-			files := n.mount(req)
 			if len(files) != 2 || string(files[0].Contents) != plain || string(files[1].Contents) != half {
 				t.Fatalf("files %q, want %s and %s", files, plain, half)
 			}
 		}
+		shows := func(plain, half string) { t.Helper(); check(n.mount(req), plain, half) }
 		shows("8", "4")
 		n.vault.KV2(kv, map[string]any{"n": "6"})
 		time.Sleep(3 * time.Minute)
@@ -106,8 +107,8 @@ func TestTemplateFollowsItsSecrets(t *testing.T) {
 		n.vault.KV2(kv, map[string]any{"n": "canary"})
 		for range 3 { // neither file goes ahead of the other; the driver keeps both when it gets an error
 			time.Sleep(3 * time.Minute)
-			if _, err := n.keeper.Acquire(t.Context(), req); err == nil {
-				shows("6", "3")
+			if files, err := n.keeper.Acquire(t.Context(), req); err == nil {
+				check(files, "6", "3")
 			} else if text := err.Error(); !strings.Contains(text, `object "half", line 1, column`) || strings.Contains(text, "canary") {
 				t.Fatal(err)
 			}

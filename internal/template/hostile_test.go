@@ -167,7 +167,7 @@ func anonymous(t *testing.T) (kib int64, children int) {
 	}
 	for _, task := range tasks {
 		pids, _ := os.ReadFile(task) // the thread may have ended
-		for _, pid := range strings.FieldsSeq(string(pids)) {
+		for pid := range strings.FieldsSeq(string(pids)) {
 			line, _ := os.ReadFile("/proc/" + pid + "/cmdline") // and so may the child, or it is still this process
 			if !strings.Contains(string(line), template.Argument) {
 				continue

@@ -63,7 +63,7 @@ func Refused() []string { return slices.Sorted(maps.Keys(refused)) }
 func set(pairs ...string) map[string]bool {
 	names := make(map[string]bool)
 	for i := 0; i < len(pairs); i += 2 {
-		for _, name := range strings.FieldsSeq(pairs[i+1]) {
+		for name := range strings.FieldsSeq(pairs[i+1]) {
 			names[pairs[i]+name] = true
 		}
 	}
@@ -73,7 +73,7 @@ func set(pairs ...string) map[string]bool {
 func reasons(names map[string]string) map[string]string {
 	by := make(map[string]string)
 	for reason, list := range names {
-		for _, name := range strings.FieldsSeq(list) {
+		for name := range strings.FieldsSeq(list) {
 			by[name] = reason
 		}
 	}

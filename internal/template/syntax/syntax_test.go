@@ -34,7 +34,7 @@ func TestEveryFunction(t *testing.T) {
 			t.Errorf("consul-template's function %s is allowed: %v, or refused as well, or neither", name, allowed)
 		}
 	}
-	for _, name := range strings.FieldsSeq("and call eq ge gt html index js le len lt ne not or print printf println slice urlquery") {
+	for name := range strings.FieldsSeq("and call eq ge gt html index js le len lt ne not or print printf println slice urlquery") {
 		known = append(known, name)
 		if _, err := texttemplate.New("").Parse("{{ " + name + " }}"); err != nil || !syntax.Allowed(name) {
 			t.Errorf("function %s: %v", name, err)
