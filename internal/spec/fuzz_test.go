@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/spec"
 )
@@ -30,6 +31,7 @@ func FuzzParse(f *testing.F) {
 	seed(param("vaultAuthMountPath", "/v1/..%2f"), param("vaultSkipTLSVerify", "f"), param("objects", "- &a [*a]"))
 	f.Add(`{"objects":"- {objectName: a, secretPath: /v1/a?b=c&a, secretArgs: {}}","roleName":"r"}`, "null", "/pods/a/volumes/kubernetes.io~csi/b/mount", "0")
 	f.Add("{", "{", "//", "-1")
+	seed(param("refreshInterval", "90"), item("method: POST", "refreshInterval: 1h", "renewAt: 50%", "revokeOnEnd: false"))
 	seed(param("authMethod", "cert"), func(c *call) { c.secrets = map[string]string{"tls.crt": "a", "tls.key": "b", "secretId": "c"} })
 
 	defaults := validCall().defaults
@@ -44,6 +46,7 @@ func FuzzParseObjects(f *testing.F) {
 	f.Add("- {objectName: a/b, secretPath: '/v1/a?version=2&a', method: put, encoding: hex, filePermission: 0o600}")
 	f.Add("- &a {objectName: a, secretPath: b, secretArgs: &b {c: [1, 2.5, 2020-01-01, !!binary YQ==]}}\n- {<<: *a, objectName: c}")
 	f.Add("- {objectName: a, secretPath: b, secretKey: '*', optional: true}\n- {objectName: c, secretPath: b, secretKey: [a.b, 'c\\.d', 1], format: dotenv}")
+	f.Add("- {objectName: a, secretPath: pki/issuer/x/issue/b, method: PUT, renewAt: 95%, revokeOnEnd: yes, refreshInterval: 10s}\n- {objectName: b, secretPath: pki/issuer/x/issue/b, method: POST, renewAt: 10}")
 	f.Add("- {objectName: a, secretPath: b, secretArgs: {? [a] : b}, filePermission: \"0600\"}")
 	f.Fuzz(func(t *testing.T, objects string) {
 		c := validCall()
@@ -110,6 +113,7 @@ func checkParse(t *testing.T, in spec.Input, defaults spec.Defaults) {
 	checkNames(t, req.Spec.Objects)
 	for _, o := range req.Spec.Objects {
 		checkRead(t, o.Read)
+		checkCare(t, req.Spec.Care(o.Read), o)
 		if o.Mode < 1 || o.Mode > 0o777 {
 			t.Errorf("mode %#o", o.Mode)
 		}
@@ -117,6 +121,17 @@ func checkParse(t *testing.T, in spec.Input, defaults spec.Defaults) {
 		if o.Key != "" && (several || o.Each) || several && (o.Each || o.Format == spec.Raw) || o.Each && o.Format != spec.Raw || o.Format != spec.Raw && o.Encoding != spec.UTF8 {
 			t.Errorf("an object that contradicts itself: %+v", o)
 		}
+	}
+}
+
+// checkCare: whatever is said, nothing is read or issued without a pause, and what is to be revoked has an engine to be revoked at.
+func checkCare(t *testing.T, c spec.Care, o spec.Object) {
+	if c.Refresh < 10*time.Second || c.Refresh > 365*24*time.Hour || c.RenewAt < 10 || c.RenewAt > 95 {
+		t.Errorf("care %+v", c)
+	}
+	mount := o.Read.Issuer()
+	if o.Care.RevokeOnEnd && (mount == "" || !strings.HasPrefix(o.Read.Path, mount+"/") || o.Read.Method == "GET") || o.Care.RevokeOnEnd && !c.RevokeOnEnd {
+		t.Errorf("certificates of %s %q are to be revoked at %q: %+v", o.Read.Method, o.Read.Path, mount, c)
 	}
 }
 

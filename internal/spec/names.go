@@ -31,6 +31,8 @@ const (
 	syncedLeases = "syncedLeases"
 	roleID       = "roleId"
 	authMethod   = "authMethod"
+
+	refreshInterval = "refreshInterval" // also a key of an object, which wins
 )
 
 const vaultPrefix = "vault"
@@ -51,7 +53,7 @@ func (p Provider) prefixes() []string {
 
 // Parameters lists every parameter that a provider's class may have, sorted.
 func (p Provider) Parameters() []string {
-	known := []string{roleName, roleID, authMethod, objectsKey, "audience", onPodEnd, syncedLeases}
+	known := []string{roleName, roleID, authMethod, objectsKey, "audience", onPodEnd, syncedLeases, refreshInterval}
 	for _, prefix := range p.prefixes() {
 		for _, name := range prefixed {
 			known = append(known, prefix+name)

@@ -95,6 +95,10 @@ func TestWarnings(t *testing.T) {
 		{"history", item("objectVersion: 3"), []string{`object "x": key "objectVersion" is unknown and has no effect`}, true},
 		{"merged", item("<<: {secretKey: a}"), nil, false},
 		{"encoding without key", item("encoding: base64"), []string{`object "x": encoding has no effect without secretKey: the file is the whole answer as JSON`}, false},
+		{"refresh of a write", item("method: put", "refreshInterval: 1h"), []string{`object "x": refreshInterval has no effect with method PUT: what a write made is not made again for a refresh`}, false},
+		{"a share of no life", item("renewAt: 50"), []string{`object "x": renewAt has no effect with method GET: certificates are issued with PUT`}, false},
+		{"revoked where all expires", both(param("onPodEnd", "expire"), param("objects", "- {objectName: x, secretPath: pki/issue/a, method: PUT, revokeOnEnd: true}")),
+			[]string{`object "x": revokeOnEnd has no effect with onPodEnd: expire`}, false},
 		{"decimal permission", item("secretKey: a", "filePermission: 600"),
 			[]string{`object "x": filePermission 600 is read as 0600: without a leading 0 YAML takes it for a decimal number, 01130, which is no file mode; write 0600`}, false},
 	} {

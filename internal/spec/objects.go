@@ -37,6 +37,10 @@ type item struct {
 	Format         yaml.Node `yaml:"format"`
 	Optional       yaml.Node `yaml:"optional"`
 	Template       yaml.Node `yaml:"template"`
+
+	RefreshInterval yaml.Node `yaml:"refreshInterval"`
+	RenewAt         yaml.Node `yaml:"renewAt"`
+	RevokeOnEnd     yaml.Node `yaml:"revokeOnEnd"`
 }
 
 // parseObjects reads the YAML list; mode is that of files which ask for none.
@@ -51,6 +55,7 @@ func (p *parser) parseObjects(mode int32) []Object {
 		objects[i] = p.object(fmt.Sprintf("object %d", i+1), node, mode)
 	}
 	p.distinct(objects)
+	oneVerb(objects)
 	return objects
 }
 
@@ -162,6 +167,7 @@ func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 	if err == nil && keysErr == nil && o.Encoding != UTF8 && o.Encoding != "" && o.Whole() {
 		warn(&it.Encoding, "encoding has no effect without secretKey: the file is the whole answer as JSON")
 	}
+	o.Care = p.care(&it, o.Read, check, warn)
 	return o
 }
 

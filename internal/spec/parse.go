@@ -143,6 +143,7 @@ func (p *parser) spec(d Defaults, mode int32) Spec {
 
 		OnPodEnd:     choice(p, onPodEnd, RevokeOnPodEnd, ExpireOnPodEnd),
 		SyncedLeases: choice(p, syncedLeases, ExpireSynced, RevokeSynced, RefuseSynced),
+		Refresh:      p.refresh(),
 	}
 }
 

@@ -7,6 +7,7 @@ package spec
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/secret"
 )
@@ -54,6 +55,8 @@ type Spec struct {
 	OnPodEnd OnPodEnd
 	// SyncedLeases is for leases behind objects that the driver also copies into Secrets.
 	SyncedLeases SyncedLeases
+	// Refresh is Care.Refresh of reads whose objects do not say; zero means DefaultRefresh.
+	Refresh time.Duration
 	// Digest covers every parameter that a user wrote and the defaults that filled the gaps; it is no secret.
 	Digest string
 }
@@ -160,6 +163,8 @@ type Object struct {
 	Mode int32
 	// Encoding is that of texts in a Raw file.
 	Encoding Encoding
+	// Care is what this object says of its read; see Spec.Care for what holds.
+	Care Care
 }
 
 // Whole reports whether the object names no keys.
