@@ -179,6 +179,8 @@ type fields struct {
 	Increment  wireDuration
 	CommonName string `json:"common_name"`
 	TTL        wireDuration
+
+	SerialNumber string `json:"serial_number"`
 }
 
 // wireDuration is a number of seconds or a text such as "5s".

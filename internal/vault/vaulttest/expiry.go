@@ -40,7 +40,8 @@ type lease struct {
 	accessor    string // of its token
 	user        string // in the back end; empty if Vault itself is the back end
 	renewable   bool
-	bound       time.Time // never beyond: the end of a batch token; zero if unbound
+	certificate *Certificate // behind it; nil for none
+	bound       time.Time    // never beyond: the end of a batch token; zero if unbound
 	issued      time.Time
 	expires     time.Time
 	renewed     time.Time
@@ -206,6 +207,9 @@ func (l *lease) fire(v *Vault, at time.Time) {
 		return
 	}
 	delete(v.users, l.user)
+	if l.certificate != nil {
+		l.certificate.Revoked = true
+	}
 	l.due, l.revoked = time.Time{}, true
 }
 

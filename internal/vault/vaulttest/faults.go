@@ -20,6 +20,7 @@ type weather struct {
 	reviewDown  bool
 	lag         time.Duration
 	revocation  time.Duration
+	rotation    time.Duration
 	faults      []*fault
 	drops       []*fault
 	holds       []*Hold
@@ -270,6 +271,13 @@ func (v *Vault) RevocationDelay(d time.Duration) {
 	v.enter()
 	defer v.mu.Unlock()
 	v.revocation = d
+}
+
+// RotationDelay is how late static roles are rotated; data.ttl is 0 meanwhile. The default is 0.
+func (v *Vault) RotationDelay(d time.Duration) {
+	v.enter()
+	defer v.mu.Unlock()
+	v.rotation = d
 }
 
 // ReplicationLag makes this a performance standby of Vault Enterprise that learns of a login d after it was answered.

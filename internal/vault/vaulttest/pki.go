@@ -6,22 +6,47 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/pem"
 	"fmt"
 	"math/big"
 	"net/http"
+	"strings"
 	"time"
 )
 
 // certificateTTL is what a certificate gets if the request names no ttl.
 const certificateTTL = 72 * time.Hour
 
+// Certificate is one that was issued.
+type Certificate struct {
+	Serial   string
+	Path     string // that it was issued at
+	Accessor string // of the token it was issued under
+	Expires  time.Time
+	Revoked  bool
+}
+
+// Certificates returns every certificate ever issued, oldest first.
+func (v *Vault) Certificates() []Certificate {
+	v.enter()
+	defer v.mu.Unlock()
+	all := make([]Certificate, 0, len(v.certificates))
+	for _, c := range v.certificates {
+		all = append(all, *c)
+	}
+	return all
+}
+
 // PKI makes an issuing role of a PKI engine: a write of common_name and ttl answers a real certificate. By default it
-// has no lease and outlives its token. If leased (generate_lease=true), it has one that cannot be renewed.
+// has no lease and outlives its token. If leased (generate_lease=true), it has one that cannot be renewed. The engine is the
+// path's first segment; it revokes by serial number.
 func (v *Vault) PKI(path string, leased bool) {
 	now := v.enter()
 	defer v.mu.Unlock()
 	ca := newIssuer(now)
+	mount, _, _ := strings.Cut(path, "/")
+	v.mountLocked(mount+"/revoke", v.revokeCertificateLocked, unknownRole)
 	v.mountLocked(path, func(c *call, t *token, now time.Time) (reply, step) {
 		f, bad := c.fields()
 		switch {
@@ -37,13 +62,38 @@ func (v *Vault) PKI(path string, leased bool) {
 			ttl = certificateTTL
 		}
 		data := ca.issue(f.CommonName, now, ttl)
-		v.issued = append(v.issued, data["private_key"].(string))
+		serial := data["serial_number"].(string)
+		v.issued = append(v.issued, data["private_key"].(string), serial)
+		issued := &Certificate{Serial: serial, Path: path, Accessor: t.accessor, Expires: now.Add(ttl)}
+		v.certificates = append(v.certificates, issued)
 		e := envelope{Data: data}
 		if !leased {
 			return e.reply(http.StatusOK), nil
 		}
-		return v.leaseLocked(t, &lease{path: path}, now, ttl, e), nil
+		return v.leaseLocked(t, &lease{path: path, certificate: issued}, now, ttl, e), nil
 	}, unknownRole)
+}
+
+// revokeCertificateLocked is an engine's revoke: of one that was revoked it says so again, of one that ended it does nothing.
+func (v *Vault) revokeCertificateLocked(c *call, _ *token, now time.Time) (reply, step) {
+	f, bad := c.fields()
+	switch {
+	case !c.writes():
+		return unsupported, nil
+	case bad != nil:
+		return *bad, nil
+	}
+	for _, issued := range v.certificates {
+		switch {
+		case issued.Serial != f.SerialNumber || !strings.HasPrefix(issued.Path, strings.TrimSuffix(c.path, "revoke")):
+			continue
+		case !issued.Expires.After(now):
+			return envelope{Warnings: []string{"certificate with serial " + f.SerialNumber + " already expired; refusing to add to CRL"}}.reply(http.StatusOK), nil
+		}
+		issued.Revoked = true
+		return envelope{Data: map[string]any{"revocation_time": now.Unix(), "revocation_time_rfc3339": now.UTC(), "state": "revoked"}}.reply(http.StatusOK), nil
+	}
+	return failure(http.StatusBadRequest, "certificate with serial "+f.SerialNumber+" not found."), nil
 }
 
 // Pair returns a client certificate of an authority that nobody knows, and its key, both in PEM. A negative ttl means that it has
@@ -95,9 +145,18 @@ func (i issuer) issue(name string, now time.Time, ttl time.Duration) map[string]
 		"ca_chain":         []string{ca},
 		"private_key":      block("EC PRIVATE KEY", must(x509.MarshalECPrivateKey(key))),
 		"private_key_type": "ec",
-		"serial_number":    serial.Text(16),
+		"serial_number":    colons(serial.Bytes()),
 		"expiration":       now.Add(ttl).Unix(),
 	}
+}
+
+// colons writes bytes as Vault writes a serial number.
+func colons(b []byte) string {
+	digits := make([]string, len(b))
+	for i := range b {
+		digits[i] = hex.EncodeToString(b[i : i+1])
+	}
+	return strings.Join(digits, ":")
 }
 
 func block(kind string, der []byte) string {

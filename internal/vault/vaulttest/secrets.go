@@ -128,29 +128,62 @@ func (v *Vault) leaseLocked(t *token, l *lease, now time.Time, ttl time.Duration
 	return e.reply(http.StatusOK)
 }
 
+// static is a static database role.
+type static struct {
+	period    time.Duration
+	rotated   time.Time // the rotation that the others are reckoned from
+	number    int       // of the password that came with it
+	passwords map[int]string
+}
+
 // Static makes a static database role: no lease, data.ttl counts down to the next rotation, the password changes when
 // it wraps. It answers while the back end is down.
 func (v *Vault) Static(path string, period time.Duration) {
-	start := v.enter()
+	now := v.enter()
 	defer v.mu.Unlock()
-	passwords := map[int]string{}
+	role := &static{period: period, rotated: now, passwords: map[int]string{}}
+	v.statics[path] = role
 	v.mountLocked(path, func(c *call, _ *token, now time.Time) (reply, step) {
 		if c.method != http.MethodGet {
 			return unsupported, nil
 		}
-		n := int(now.Sub(start) / period)
-		if passwords[n] == "" {
-			passwords[n] = v.secretLocked("")
-		}
-		last := start.Add(time.Duration(n) * period)
+		last, password := v.passwordLocked(role, now)
 		return envelope{Data: map[string]any{
 			"username":            base(path),
-			"password":            passwords[n],
+			"password":            password,
 			"last_vault_rotation": last,
 			"rotation_period":     seconds(period),
-			"ttl":                 seconds(last.Add(period).Sub(now)),
+			"ttl":                 max(0, seconds(last.Add(period).Sub(now))),
 		}}.reply(http.StatusOK), nil
 	}, unknownRole)
+}
+
+// passwordLocked is what the back end takes now, and since when it should.
+func (v *Vault) passwordLocked(role *static, now time.Time) (since time.Time, password string) {
+	n := int(max(0, now.Sub(role.rotated)-v.rotation) / role.period)
+	number := role.number + n
+	if role.passwords[number] == "" {
+		role.passwords[number] = v.secretLocked("")
+	}
+	return role.rotated.Add(time.Duration(n) * role.period), role.passwords[number]
+}
+
+// Password is what the back end takes of the user of a static role now.
+func (v *Vault) Password(path string) string {
+	now := v.enter()
+	defer v.mu.Unlock()
+	_, password := v.passwordLocked(v.statics[path], now)
+	return password
+}
+
+// Rotate changes the password of a static role as an operator would (rotate-role); its period begins anew.
+func (v *Vault) Rotate(path string) {
+	now := v.enter()
+	defer v.mu.Unlock()
+	role := v.statics[path]
+	since, _ := v.passwordLocked(role, now)
+	role.number += int(since.Sub(role.rotated)/role.period) + 1
+	role.rotated = now
 }
 
 // KV1 puts a secret into a KV version 1 engine. There is no lease; lease_duration is the secret's own ttl key, or the

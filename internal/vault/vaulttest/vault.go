@@ -58,9 +58,13 @@ type Vault struct {
 	dynamics  map[string]Dynamic   // :: path → role, as it is now
 	versions  map[string][]version // :: path → versions of a KV 2 secret
 	users     map[string]User      // :: name → user
-	podsGone  map[string]bool      // :: namespace/name → deleted
-	log       []Request
-	issued    []string
+
+	statics      map[string]*static // :: path → static role
+	certificates []*Certificate
+
+	podsGone map[string]bool // :: namespace/name → deleted
+	log      []Request
+	issued   []string
 	weather
 }
 
@@ -80,6 +84,7 @@ func New(t testing.TB) *Vault {
 		secrets:   map[string]engine{},
 		dynamics:  map[string]Dynamic{},
 		versions:  map[string][]version{},
+		statics:   map[string]*static{},
 		users:     map[string]User{},
 		podsGone:  map[string]bool{},
 		weather:   weather{cluster: "cluster-" + rand.Text()},
