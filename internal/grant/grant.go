@@ -61,6 +61,8 @@ type Grant struct {
 	// Unleasable says why nothing leased may be read under the token; empty when it may.
 	Unleasable string
 	Leases     []Lease
+	// Certificates are to be revoked before the token is. Those without a lease only: the others go with it.
+	Certificates []Certificate
 
 	// BusyUntil is when Vault can no longer be working on a read under this token that nobody waits for (the process that
 	// sent it died, or its connection was cut). Zero when there is none. Revoking earlier could leave a lease of a dead token.
@@ -101,6 +103,16 @@ type Lease struct {
 	Warned []Warning
 }
 
+// Certificate is one that was issued, shown by the volume or before it.
+type Certificate struct {
+	// Serial is no secret by itself, but who may revoke by serial could end it.
+	Serial secret.Value
+	// Mount is that of the PKI engine.
+	Mount string
+	// Term ends when the certificate does at the latest, whatever clock was wrong when it came.
+	Term Term
+}
+
 // Answer is one reply of Vault, kept so that a republish needs no Vault.
 type Answer struct {
 	Read spec.Read
@@ -112,7 +124,8 @@ type Answer struct {
 	Absent bool
 	// Leased says that one of the grant's leases is behind it.
 	Leased bool
-	// RefreshAt is when a republish should read it again; zero for never. Leased answers are replaced by their lease's Term.
+	// RefreshAt is when a republish should read it again; zero for never. Leased answers are replaced by their lease's Term, unless they
+	// are certificates.
 	RefreshAt Instant
 	// Uses are the reads from whose answers Body was rendered, and Sum is a digest of these; empty for what Vault answered.
 	Uses []spec.Read

@@ -30,6 +30,11 @@ func (g *Grant) Leased(now Instant) bool {
 	return false
 }
 
+// Needed reports whether the token is at now: a lease hangs on it, or a certificate is to be revoked with it.
+func (g *Grant) Needed(now Instant) bool {
+	return g.Leased(now) || slices.ContainsFunc(g.Certificates, func(c Certificate) bool { return c.Term.Left(now) > 0 })
+}
+
 // Busy reports whether Vault may be working on a request under the token that must not meet a revocation.
 func (g *Grant) Busy(now Instant) bool { return now < g.BusyUntil }
 
@@ -48,14 +53,19 @@ func (g *Grant) Lease(r spec.Read) *Lease {
 	return nil
 }
 
-// TokenDue reports whether a republish at now needs a new login: leases hang on the token and nothing lengthens it any more.
-func (g *Grant) TokenDue(now Instant) bool { return g.Leased(now) && g.Login.Due(now, g.Gap) }
+// TokenDue reports whether a republish at now needs a new login: the token is needed and nothing lengthens it any more.
+func (g *Grant) TokenDue(now Instant) bool { return g.Needed(now) && g.Login.Due(now, g.Gap) }
 
 // AnswerDue reports whether a republish at now should read the answer again.
 func (g *Grant) AnswerDue(a Answer, now Instant) bool {
 	if a.Leased {
 		l := g.Lease(a.Read)
-		return l == nil || l.Term.Due(now, g.Gap)
+		if l == nil || l.Term.Left(now) == 0 {
+			return true
+		}
+		if a.RefreshAt == 0 {
+			return l.Term.Due(now, g.Gap)
+		}
 	}
 	return a.RefreshAt != 0 && now >= a.RefreshAt
 }
@@ -107,10 +117,10 @@ func (g *Grant) Jitter() float64 {
 }
 
 // NextLook is when something is due that no other event brings about: a renewal of the token or of a lease, or the moment at
-// which a replacement is late. Zero for never. A grant without leases is not renewed: its token lapses, and a later refresh
-// logs in again.
+// which a replacement is late. Zero for never. A token that is not needed is not renewed: it lapses, and a later refresh logs in
+// again.
 func (g *Grant) NextLook(now Instant) Instant {
-	if g.State != Active || !g.Leased(now) {
+	if g.State != Active || !g.Needed(now) {
 		return 0
 	}
 	jitter := g.Jitter()
@@ -147,7 +157,7 @@ func (g *Grant) Renewals(now Instant) []Lease {
 // TokenRenewal reports whether the token is due for a renewal at now.
 func (g *Grant) TokenRenewal(now Instant) bool {
 	at := g.Login.RenewAt(g.Jitter())
-	return at != 0 && at <= now && g.Leased(now)
+	return at != 0 && at <= now && g.Needed(now)
 }
 
 // RenewalDue is since when a renewal of the token or of a lease is due at now; zero when none is.

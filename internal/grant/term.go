@@ -162,8 +162,12 @@ func (t Term) room(gap time.Duration) time.Duration {
 	if t.Extends() {
 		life = max(life, t.Max)
 	}
-	return max(t.Full/3, min(max(gap, usualGap)+another, life/2))
+	return max(t.Full/3, replacing(gap, life))
 }
+
+// replacing is the time that replacing something takes at most which lives for so long: a republish and another, but no more than half
+// of its life.
+func replacing(gap, life time.Duration) time.Duration { return min(max(gap, usualGap)+another, life/2) }
 
 // Floor is the shortest maximum life that can be replaced without a lapse when republishes come as far apart as gap. A zero gap
 // is that of the driver's and kubelet's default pace.

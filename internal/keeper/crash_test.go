@@ -81,7 +81,7 @@ func life(t *testing.T, n *node, wire *mortal) {
 	n.vault.Dynamic("database/creds/other", vaulttest.Dynamic{TTL: 30 * time.Minute})
 	n.vault.PKI("pki/issue/x", false)
 	req := n.request("p", append(wantCreds, "other=database/creds/other#username")...)
-	req.Spec.Objects = append(req.Spec.Objects, spec.Object{Name: "cert", Read: spec.Read{Method: "PUT", Path: "pki/issue/x", Args: `{"common_name":"x"}`}, Key: "certificate"})
+	withCertificate(req, 2*time.Hour, spec.Care{RevokeOnEnd: true})
 	republish := func() (files []render.File) {
 		for range 100 { // kubelet's tries
 			req.JWT = n.request("p").JWT
@@ -102,6 +102,7 @@ func life(t *testing.T, n *node, wire *mortal) {
 		if !n.lives(files[0]) || !n.lives(files[2]) {
 			t.Fatalf("the volume shows credentials that are dead\n%s", n.log)
 		}
+		pairOf(t, files)
 		time.Sleep(time.Minute)
 		if wire.isDead() {
 			n.restart(wire)
@@ -148,8 +149,11 @@ func TestKilledAtEveryRequest(t *testing.T) {
 				}
 			}
 			n.expect("pod ended", min(unknown, 1), 0, 0)
-			if unknown == 1 && !n.diedLoggingIn(at) {
+			if unknown == 1 && !n.asked("auth/kubernetes/login", at-1, at+1) {
 				t.Errorf("a token lives on that was recorded\n%s", n.log)
+			}
+			if live := n.certificates(); live > 1 || live == 1 && !n.asked(issue, at-3, at+3) {
+				t.Errorf("%d certificates live on that were recorded\n%s", live, n.log)
 			}
 		})
 		return requests
@@ -163,11 +167,10 @@ func TestKilledAtEveryRequest(t *testing.T) {
 	}
 }
 
-// diedLoggingIn reports whether a login was under way at the at-th request: the cluster's id is asked for beside it.
-func (n *node) diedLoggingIn(at int) bool {
-	requests := n.vault.Requests()
-	for i := max(at-2, 0); i <= min(at, len(requests)-1); i++ {
-		if requests[i].Path == "auth/kubernetes/login" {
+// asked reports whether a path was asked for between two ordinals of requests: others are made beside one.
+func (n *node) asked(path string, from, to int) bool {
+	for i, r := range n.vault.Requests() {
+		if i+1 >= from && i+1 <= to && r.Path == path {
 			return true
 		}
 	}
@@ -194,6 +197,9 @@ func TestStoreFailsAtEveryRequest(t *testing.T) {
 				t.Errorf("the store still holds %q\n%s", s, n.log)
 			}
 			n.expect("pod ended", 0, 0, 0)
+			if live := n.certificates(); live != 0 {
+				t.Errorf("%d certificates live on\n%s", live, n.log)
+			}
 		})
 		return requests
 	}

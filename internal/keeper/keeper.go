@@ -9,7 +9,7 @@
 //	put Pending · log in · put the token · shorten its life to the orphan TTL · read · put each answer with its lease as it
 //	returns · put Active · answer
 //	put how far a renewal may reach · renew · put what it brought
-//	put Revoking · probe the leases' back end · revoke the token · delete the record
+//	put Revoking · revoke each certificate and forget it · probe the leases' back end · revoke the token · delete the record
 //
 // # Who may touch a grant
 //
@@ -291,7 +291,7 @@ func (k *Keeper) giveUp(id, cause string, change func(*grant.Grant)) error {
 func about(g grant.Grant) []any {
 	return []any{
 		"grant", g.ID, "pod", g.Pod.Namespace + "/" + g.Pod.Name, "uid", g.Pod.UID, "volume", g.Volume.Volume,
-		"cause", g.Cause, "leases", len(g.Leases),
+		"cause", g.Cause, "leases", len(g.Leases), "certificates", len(g.Certificates),
 	}
 }
 

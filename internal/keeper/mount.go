@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -172,10 +173,11 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 	now := k.Now()
 	busy := now.Add(claimLife)
 	var dropped []string
+	var before grant.Grant
 	fresh := newGrant(req, now)
 	fresh.BusyUntil = busy
 	err = k.Store.UpdateVolume(req.Volume, func(grants []*grant.Grant) (*grant.Grant, error) {
-		c, dropped = claim{first: len(grants) == 0}, nil
+		c, dropped, before = claim{first: len(grants) == 0}, nil, grant.Grant{}
 		for _, g := range grants {
 			fresh.Created = min(fresh.Created, g.Created)
 			same := g.Digest == req.Spec.Digest
@@ -190,6 +192,9 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 					fresh.SyncAsked, fresh.Expire = g.SyncAsked, g.Expire
 				}
 				if !same || g.ID == except || !g.Readable(now) || g.TokenDue(now) {
+					if same {
+						before = *g
+					}
 					continue
 				}
 			case g.State == grant.Partial && same && g.ID != except && (g.Token.IsZero() || g.Readable(now)):
@@ -218,6 +223,12 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 	}
 	if c.grant.ID == fresh.ID {
 		k.warnOfClass(req)
+		if before.ID != "" { // what hangs on no token is no reason to issue a certificate anew
+			err = k.Store.CopyAnswers(before.ID, fresh.ID, func(a grant.Answer) bool { return !a.Leased && !before.AnswerDue(a, now) })
+		}
+		if err != nil {
+			return c, err
+		}
 	}
 	// A look now sees kubelet's folder: after a failed mount it is gone for a while, and one never seen proves nothing later.
 	k.queue.Add(c.grant.ID)
@@ -250,21 +261,26 @@ var errEnded = errors.New("the pod ended during the mount")
 
 // activate makes the claimed grant what the volume shows, and what it showed before a superseded one.
 func (k *Keeper) activate(c claim) (active grant.Grant, err error) {
-	ended := false
+	ended, now := false, k.Now()
 	err = k.Store.UpdateVolume(c.grant.Volume, func(grants []*grant.Grant) (*grant.Grant, error) {
-		for _, g := range grants {
-			switch {
-			case g.ID == c.grant.ID:
-				c.findings.note(g)
-				g.BusyUntil = c.busy
-				if ended = g.State == grant.Revoking; !ended {
-					g.State, g.Problem = grant.Active, ""
-				}
-				active = *g
-			case g.State == grant.Active:
-				g.State = grant.Superseded
+		i := slices.IndexFunc(grants, func(g *grant.Grant) bool { return g.ID == c.grant.ID })
+		if i < 0 {
+			return nil, store.ErrNotFound
+		}
+		g := grants[i]
+		c.findings.note(g)
+		g.BusyUntil = c.busy
+		if ended = g.State == grant.Revoking; ended {
+			return nil, nil
+		}
+		g.State, g.Problem = grant.Active, ""
+		for _, other := range grants {
+			if other != g && (other.State == grant.Active || other.State == grant.Superseded) {
+				other.State = grant.Superseded
+				g.Inherit(other, now)
 			}
 		}
+		active = *g
 		return nil, nil
 	})
 	if err != nil {

@@ -5,12 +5,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 )
 
@@ -230,7 +232,7 @@ type gathered struct {
 
 // take reports whether an answer is among them now.
 func (p *gathered) take(a grant.Answer) bool {
-	if a.Leased || a.Read.Method != "GET" {
+	if a.Leased || a.Read.Method != http.MethodGet {
 		return false
 	}
 	p.mu.Lock()
@@ -259,9 +261,6 @@ func (k *Keeper) putGathered(id string, answers []grant.Answer) error {
 	return nil
 }
 
-// absentRefresh is how often what is not there is looked for again at most.
-const absentRefresh = 2 * time.Minute
-
 // read makes one read and records the answer with its lease; also, of what the volume can do without, that there is nothing.
 func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session, g grant.Grant, wish *spec.Spec, r spec.Read, plain *gathered) (err error) {
 	defer func() {
@@ -270,13 +269,8 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 			err = errPanic
 		}
 	}()
-	ctx, cancel, err := k.begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer cancel()
-	from := k.Now()
-	reply, err := client.Read(ctx, s, r)
+	care := wish.Care(r)
+	reply, from, err := k.settled(ctx, client, s, r)
 	absent := vault.Absent(err) && wish.Optional(r)
 	if err != nil && !absent {
 		return err
@@ -287,10 +281,14 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 	term := grant.NewTerm(from, reply.TTL, reply.Renewable).WithMax(k.lives.of(kind{g.Digest, r}))
 	lease := grant.Lease{ID: reply.LeaseID, Read: r, Term: term}
 	leased := !lease.ID.IsZero()
+	certificate := revocable(r, care, reply, from)
 	change := func(g *grant.Grant) error {
 		g.Supersede(r, from)
 		if leased {
 			g.Leases = append(g.Leases, lease)
+		}
+		if !certificate.Serial.IsZero() {
+			g.Certify(certificate, from)
 		}
 		return nil
 	}
@@ -300,20 +298,77 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 		}
 		return &RefusedError{Path: r.Path, Why: leasedBut + g.Unleasable}
 	}
-	answer := grant.Answer{Read: r, Body: reply.Body, Raw: reply.Raw, Absent: absent, Leased: leased}
+	answer := grant.Answer{Read: r, Body: reply.Body, Raw: reply.Raw, Absent: absent, Leased: leased, RefreshAt: k.refreshAt(g, r, care, reply, from)}
 	if absent {
-		reply.RefreshAfter = absentRefresh
-	}
-	if reply.RefreshAfter > 0 {
-		answer.RefreshAt = from.Add(reply.RefreshAfter)
+		answer.RefreshAt = from.Add(care.Refresh)
 	}
 	if plain.take(answer) {
 		return nil
 	}
 	if _, err := k.Store.PutAnswer(g.ID, answer, change); err != nil {
+		if !certificate.Serial.IsZero() && !errors.Is(err, store.ErrFull) { // what cannot be recorded must not stay
+			err = errors.Join(err, k.revokeCertificate(context.WithoutCancel(ctx), client, s, certificate))
+		}
 		return fmt.Errorf("recording the answer of %q: %w", r.Path, err)
 	}
 	return nil
+}
+
+// rotationTries is how often a password that is about to change is read until it has: Vault may be a few seconds late with it.
+const rotationTries = 4
+
+// settled makes one read, and another when what it brought may be old already, because Vault is about to change it. from is when the
+// one that counts was sent.
+func (k *Keeper) settled(ctx context.Context, client *vault.Client, s vault.Session, r spec.Read) (reply vault.Reply, from grant.Instant, err error) {
+	for try := 1; ; try++ {
+		from = k.Now()
+		if reply, err = k.readOnce(ctx, client, s, r); err != nil || reply.Rotation == nil || !reply.Rotation.Imminent() || try == rotationTries {
+			return reply, from, err
+		}
+		select {
+		case <-time.After(reply.Rotation.Over()):
+		case <-k.leaving: // and the next read is not begun
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (k *Keeper) readOnce(ctx context.Context, client *vault.Client, s vault.Session, r spec.Read) (vault.Reply, error) {
+	ctx, cancel, err := k.begin(ctx)
+	if err != nil {
+		return vault.Reply{}, err
+	}
+	defer cancel()
+	return client.Read(ctx, s, r)
+}
+
+// refreshAt is when a republish should make a read again whose request was sent at from; zero for never, and for what its lease tells.
+func (k *Keeper) refreshAt(g grant.Grant, r spec.Read, care spec.Care, reply vault.Reply, from grant.Instant) grant.Instant {
+	switch {
+	case reply.Certificate != nil:
+		after, odd := reply.Certificate.Validity.ReissueAfter(care.RenewAt, g.Gap)
+		if odd {
+			k.tellClock(g, r, reply.Certificate.Validity, after)
+		}
+		return from.Add(after)
+	case !reply.LeaseID.IsZero():
+		return 0
+	case reply.Rotation != nil:
+		return from.Add(reply.Rotation.RefreshAfter(care.Refresh))
+	case r.Method == http.MethodGet:
+		return from.Add(care.Refresh)
+	}
+	return 0
+}
+
+// tellClock says that a certificate is next to useless on this node, by this node's clock.
+func (k *Keeper) tellClock(g grant.Grant, r spec.Read, of grant.Validity, next time.Duration) {
+	ends := fmt.Sprintf("ends in %s", of.Left.Round(time.Second))
+	if of.Left <= 0 {
+		ends = fmt.Sprintf("ended %s ago", -of.Left.Round(time.Second))
+	}
+	k.Event(g.Pod, "Warning", "ClockWrong", fmt.Sprintf("volume %q: by this node's clock the certificate that %q just issued %s: compare the clocks of this node and of Vault, "+
+		"and the ttl that is asked for; the next one is issued in %s", g.Volume.Volume, r.Path, ends, next.Round(time.Second)))
 }
 
 const leasedBut = "its secret is leased, but "

@@ -14,18 +14,25 @@ const probeIncrement = time.Minute
 
 // revoke gives a grant back to Vault and forgets it once it is certainly gone.
 func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, error) {
+	braked := g.Expire != "" || k.Revoke == RevokeLog || k.Revoke == RevokeOff
 	switch now := k.Now(); {
 	case g.Busy(now):
 		return g.BusyUntil, nil
 	case g.Token.IsZero():
 		return 0, k.forget(g, "there was no login")
 	case g.Login.Over(now):
+		if !braked {
+			k.tellKept(g, "the token that could have revoked them ended before")
+		}
 		return 0, k.forget(g, "ran out")
-	case g.Expire != "", k.Revoke == RevokeLog, k.Revoke == RevokeOff:
+	case braked:
 		return g.Login.Limit, nil
 	}
 	client, err := k.Vaults.Client(g.Server, g.Pod.Namespace)
 	if err != nil {
+		return k.later(g, err)
+	}
+	if g, err = k.revokeCertificates(ctx, client, g); err != nil {
 		return k.later(g, err)
 	}
 	if err := k.probe(ctx, client, g); err != nil {
@@ -38,6 +45,7 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 	case err == nil:
 		return 0, k.forget(g, "revoked")
 	case vault.KindOf(err) == vault.InvalidToken && k.sameCluster(ctx, client, g):
+		k.tellKept(g, "the token that could have revoked them was revoked outside of Leasehold")
 		return 0, k.forget(g, "was gone already")
 	}
 	return k.later(g, err)

@@ -118,10 +118,10 @@ func (k *Keeper) keep(ctx context.Context, g grant.Grant) (grant.Instant, error)
 		}
 		return now, k.letGo(g.ID, "the mount failed and was not tried again")
 	case grant.Superseded:
-		if g.Leased(now) && !g.Login.Over(now) {
+		if g.Needed(now) && !g.Login.Over(now) {
 			return now.Add(time.Minute), nil
 		}
-		return now, k.letGo(g.ID, "replaced, and nothing is leased under it any more")
+		return now, k.letGo(g.ID, "replaced, and nothing needs it any more")
 	case grant.Active:
 		return k.renew(ctx, g)
 	}

@@ -72,13 +72,13 @@ func (f findings) note(g *grant.Grant) {
 	}
 }
 
-// settleSynced finds out, when the grant's first lease has come, whether the driver copies a leased object into a Secret, which
-// other pods may use and which outlives this one.
+// settleSynced finds out, when the grant's first lease has come, or certificate to be revoked, whether the driver copies an object of
+// such into a Secret, which other pods may use and which outlives this one.
 func (k *Keeper) settleSynced(g grant.Grant, req *spec.Request, names func() ([]string, error)) (found findings, err error) {
 	if !unsettled(g, req) {
 		return findings{}, nil
 	}
-	if g, err = k.Store.Get(g.ID); err != nil || len(g.Leases) == 0 {
+	if g, err = k.Store.Get(g.ID); err != nil || len(g.Leases)+len(g.Certificates) == 0 {
 		return findings{}, err
 	}
 	k.leased.add(req.Spec.Digest)
@@ -91,22 +91,43 @@ func (k *Keeper) settleSynced(g grant.Grant, req *spec.Request, names func() ([]
 		return findings{}, err
 	}
 	leased := func(r spec.Read) bool { return g.Lease(r) != nil }
-	synced := ""
+	certified := func(r spec.Read) bool { return req.Spec.Care(r).RevokeOnEnd }
+	found.asked = true
 	for _, o := range req.Spec.Objects {
-		if (leased(o.Read) || slices.ContainsFunc(answers[o.Read].Uses, leased)) && slices.ContainsFunc(objects, o.Writes) {
-			synced = o.Name
+		if !slices.ContainsFunc(objects, o.Writes) {
+			continue
+		}
+		reads := append([]spec.Read{o.Read}, answers[o.Read].Uses...)
+		if i := slices.IndexFunc(reads, leased); i >= 0 {
+			return k.syncedLease(req, o, reads[i], found)
+		}
+		if i := slices.IndexFunc(reads, certified); i >= 0 {
+			return k.syncedCertificate(req, o, reads[i], found)
 		}
 	}
-	found.asked = true
-	switch {
-	case synced == "":
-		return found, nil
-	case req.Spec.SyncedLeases == spec.RefuseSynced:
-		found.unleasable = fmt.Sprintf("object %q is synced into a Secret, and the class says syncedLeases: refuse", synced)
-		return found, &RefusedError{Path: g.Leases[0].Read.Path, Why: leasedBut + found.unleasable}
-	}
-	found.expire = fmt.Sprintf("object %q is synced into a Secret", synced)
-	k.Event(req.Pod, "Warning", "SyncedLease", fmt.Sprintf("volume %q: the leased object %q is synced into a Secret that other pods may use, so its lease is not revoked at the pod's end but runs out: "+
-		"say syncedLeases: revoke or refuse in SecretProviderClass %q to choose otherwise", req.Volume.Volume, synced, req.Class))
 	return found, nil
+}
+
+func (k *Keeper) syncedLease(req *spec.Request, o spec.Object, r spec.Read, found findings) (findings, error) {
+	found.expire = fmt.Sprintf("object %q is synced into a Secret", o.Name)
+	if req.Spec.SyncedLeases == spec.RefuseSynced {
+		found.unleasable, found.expire = found.expire+", and the class says syncedLeases: refuse", ""
+		return found, &RefusedError{Path: r.Path, Why: leasedBut + found.unleasable}
+	}
+	k.tellSynced(req, "leased object", o)
+	return found, nil
+}
+
+func (k *Keeper) syncedCertificate(req *spec.Request, o spec.Object, r spec.Read, found findings) (findings, error) {
+	found.expire = fmt.Sprintf("object %q is synced into a Secret", o.Name)
+	if req.Spec.SyncedLeases == spec.RefuseSynced { // and nothing is noted: the next try is to be refused too
+		return findings{}, &RefusedError{Path: r.Path, Why: "it is to be revoked at the pod's end, but " + found.expire + ", and the class says syncedLeases: refuse"}
+	}
+	k.tellSynced(req, "certificate", o)
+	return found, nil
+}
+
+func (k *Keeper) tellSynced(req *spec.Request, what string, o spec.Object) {
+	k.Event(req.Pod, "Warning", "SyncedLease", fmt.Sprintf("volume %q: the %s %q is synced into a Secret that other pods may use, so it is not revoked at the pod's end but runs out: "+
+		"say syncedLeases: revoke or refuse in SecretProviderClass %q to choose otherwise", req.Volume.Volume, what, o.Name, req.Class))
 }

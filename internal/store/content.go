@@ -109,6 +109,43 @@ func (s *Store) PutAnswers(id string, answers []grant.Answer, change func(*grant
 	return g, nil
 }
 
+// CopyAnswers gives a grant those answers of another one of its volume that are wanted. Either all fit, or the error is ErrFull and it
+// has none of them.
+func (s *Store) CopyAnswers(from, to string, wanted func(grant.Answer) bool) error {
+	answers, err := s.Answers(from)
+	if err != nil {
+		return err
+	}
+	grown, namespace := 0, ""
+	err = s.commit(func(tx *bbolt.Tx) error {
+		g, err := getGrant(tx, to)
+		if err != nil {
+			return err
+		}
+		grown, namespace = 0, g.Pod.Namespace
+		content := tx.Bucket(contentBucket)
+		for _, a := range answers {
+			if !wanted(a) {
+				continue
+			}
+			value, err := encodeAnswer(a)
+			if err != nil {
+				return err
+			}
+			key := answerKey(to, a.Read)
+			grown += len(value) - len(content.Get(key))
+			if err := content.Put(key, value); err != nil {
+				return fmt.Errorf("copying an answer: %w", err)
+			}
+		}
+		return s.Room(namespace, int64(grown))
+	})
+	if err == nil {
+		s.content.add(namespace, grown)
+	}
+	return err
+}
+
 // Answers returns the answers of a grant by their read. A damaged one is left out, as if it had never been read.
 func (s *Store) Answers(id string) (answers map[spec.Read]grant.Answer, err error) {
 	answers = make(map[spec.Read]grant.Answer)

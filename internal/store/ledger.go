@@ -34,18 +34,21 @@ type record struct {
 	Login          grant.Term     `json:"login"`
 	Unleasable     string         `json:"unleasable,omitempty"`
 	Leases         []leaseRecord  `json:"leases,omitempty"`
-	BusyUntil      grant.Instant  `json:"busyUntil,omitempty"`
-	Tried          grant.Instant  `json:"tried,omitempty"`
-	FolderSeen     bool           `json:"folderSeen,omitempty"`
-	Grace          time.Duration  `json:"grace,omitempty"`
-	Gap            time.Duration  `json:"gap,omitempty"`
-	Unanswered     bool           `json:"unanswered,omitempty"`
-	Answered       time.Time      `json:"answered,omitzero"`
-	Expire         string         `json:"expire,omitempty"`
-	SyncAsked      bool           `json:"syncAsked,omitempty"`
-	Cause          string         `json:"cause,omitempty"`
-	Failures       int            `json:"failures,omitempty"`
-	Problem        string         `json:"problem,omitempty"`
+
+	Certificates []certificateRecord `json:"certificates,omitempty"`
+
+	BusyUntil  grant.Instant `json:"busyUntil,omitempty"`
+	Tried      grant.Instant `json:"tried,omitempty"`
+	FolderSeen bool          `json:"folderSeen,omitempty"`
+	Grace      time.Duration `json:"grace,omitempty"`
+	Gap        time.Duration `json:"gap,omitempty"`
+	Unanswered bool          `json:"unanswered,omitempty"`
+	Answered   time.Time     `json:"answered,omitzero"`
+	Expire     string        `json:"expire,omitempty"`
+	SyncAsked  bool          `json:"syncAsked,omitempty"`
+	Cause      string        `json:"cause,omitempty"`
+	Failures   int           `json:"failures,omitempty"`
+	Problem    string        `json:"problem,omitempty"`
 	// Revision grows with every write of any record, so that the newest of several copies in a damaged file can be told.
 	Revision uint64 `json:"revision,omitempty"`
 }
@@ -56,6 +59,12 @@ type leaseRecord struct {
 	Term       grant.Term      `json:"term"`
 	Superseded bool            `json:"superseded,omitempty"`
 	Warned     []grant.Warning `json:"warned,omitempty"`
+}
+
+type certificateRecord struct {
+	Serial string     `json:"serial"`
+	Mount  string     `json:"mount"`
+	Term   grant.Term `json:"term"`
 }
 
 // addGrant is putGrant for one that is new.
@@ -79,6 +88,9 @@ func putGrant(tx *bbolt.Tx, g grant.Grant) error {
 	}
 	for _, l := range g.Leases {
 		r.Leases = append(r.Leases, leaseRecord{ID: l.ID.Reveal(), Read: l.Read, Term: l.Term, Superseded: l.Superseded, Warned: l.Warned})
+	}
+	for _, c := range g.Certificates {
+		r.Certificates = append(r.Certificates, certificateRecord{Serial: c.Serial.Reveal(), Mount: c.Mount, Term: c.Term})
 	}
 	r.Revision = uint64(tx.ID())
 	value, err := json.Marshal(r)
@@ -122,6 +134,9 @@ func (r *record) grant() grant.Grant {
 	for _, l := range r.Leases {
 		g.Leases = append(g.Leases, grant.Lease{ID: secret.New(l.ID), Read: l.Read, Term: l.Term, Superseded: l.Superseded, Warned: l.Warned})
 	}
+	for _, c := range r.Certificates {
+		g.Certificates = append(g.Certificates, grant.Certificate{Serial: secret.New(c.Serial), Mount: c.Mount, Term: c.Term})
+	}
 	if !slices.Contains(grant.States(), g.State) {
 		g.State = grant.Active // a newer version's: renewed while the pod lives, and given back when it ends
 	}
@@ -146,6 +161,9 @@ func rebase(tx *bbolt.Tx, now grant.Instant) error {
 		g.Login = restarted(g.Login, now)
 		for i := range g.Leases {
 			g.Leases[i].Term = restarted(g.Leases[i].Term, now)
+		}
+		for i := range g.Certificates {
+			g.Certificates[i].Term = restarted(g.Certificates[i].Term, now)
 		}
 		if err := putGrant(tx, g); err != nil {
 			return err

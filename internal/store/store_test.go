@@ -445,3 +445,38 @@ func TestShrinkingAlwaysFits(t *testing.T) {
 		t.Errorf("a further answer: %v", err)
 	}
 }
+
+// TestCopyAnswers: a grant begins with what another one of its volume has and is wanted, all of it or nothing.
+func TestCopyAnswers(t *testing.T) {
+	c := config(t.TempDir())
+	c.MaxBytes = 12_000 // a namespace has half of it
+	s := open(t, c)
+	must(t, s.Put(newGrant("1", "uid", "creds")))
+	must(t, s.Put(newGrant("2", "uid", "creds")))
+	for _, path := range []string{"a", "b", "c"} {
+		_, err := s.PutAnswer("1", answer(path, strings.Repeat(path, 1000)), nothing)
+		must(t, err)
+	}
+	before := s.Bytes()
+	must(t, s.CopyAnswers("1", "2", func(a grant.Answer) bool { return a.Read.Path != "b" }))
+	got, err := s.Answers("2")
+	must(t, err)
+	if a := answer("a", ""); len(got) != 2 || string(got[a.Read].Body) != strings.Repeat("a", 1000) {
+		t.Errorf("copied %+v", got)
+	}
+	if grown := s.Bytes() - before; grown < 2000 || grown > 3000 {
+		t.Errorf("%d bytes more", grown)
+	}
+	_, err = s.PutAnswer("1", answer("large", strings.Repeat("x", 300)), nothing)
+	must(t, err)
+	before = s.Bytes()
+	err = s.CopyAnswers("1", "2", func(grant.Answer) bool { return true })
+	if got, _ := s.Answers("2"); !errors.Is(err, store.ErrFull) || len(got) != 2 || s.Bytes() != before {
+		t.Errorf("without room: %v, %d answers, %d bytes more", err, len(got), s.Bytes()-before)
+	}
+	must(t, s.Delete("2"))
+	must(t, s.Delete("1"))
+	if s.Bytes() != 0 {
+		t.Errorf("%d bytes are left", s.Bytes())
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 )
@@ -53,8 +54,10 @@ type Reply struct {
 	Renewable bool
 	// Token is a token that the reply carries, which must not stay; zero for none.
 	Token secret.Value
-	// RefreshAfter is when reading again may bring something new; zero for never. It has no meaning for a leased reply.
-	RefreshAfter time.Duration
+	// Certificate is what was issued; nil when nothing was.
+	Certificate *Certificate
+	// Rotation tells of a password that Vault changes by itself; nil when it is none. It comes with no lease.
+	Rotation *grant.Rotation
 }
 
 type authBlock struct {
@@ -80,9 +83,11 @@ type envelope struct {
 	Data          json.RawMessage `json:"data"`
 }
 
+// century is as long as for ever, and can be added to an instant.
+const century = 100 * 365 * 24 * time.Hour
+
 func seconds(n int64) time.Duration {
-	const century = 100 * 365 * 24 * 3600
-	return time.Duration(min(max(n, 0), century)) * time.Second
+	return time.Duration(min(max(n, 0), int64(century/time.Second))) * time.Second
 }
 
 // OpLogin is Error.Op of a login.
@@ -204,7 +209,7 @@ func (c *Client) Read(ctx context.Context, s Session, r spec.Read) (Reply, error
 	var e envelope
 	if err := c.decode(op, out.body, &e); err != nil {
 		if KindOf(err) == NotVault && raw(out) {
-			return Reply{Body: out.body, Raw: true, RefreshAfter: refreshAfter(r.Method, nil)}, nil
+			return Reply{Body: out.body, Raw: true}, nil
 		}
 		return Reply{}, err
 	}
@@ -212,9 +217,7 @@ func (c *Client) Read(ctx context.Context, s Session, r spec.Read) (Reply, error
 	if e.Auth != nil {
 		reply.Token = secret.New(e.Auth.ClientToken)
 	}
-	if e.LeaseID == "" {
-		reply.RefreshAfter = refreshAfter(r.Method, e.Data)
-	}
+	reply.look(r.Method, e.Data)
 	return reply, nil
 }
 
@@ -253,6 +256,17 @@ func (c *Client) RenewLease(ctx context.Context, s Session, id secret.Value, inc
 		return Life{}, err
 	}
 	return Life{TTL: seconds(e.LeaseDuration), Renewable: e.Renewable}, nil
+}
+
+// RevokeCertificate revokes a certificate of a PKI engine, which may have been revoked or have ended before.
+func (c *Client) RevokeCertificate(ctx context.Context, s Session, mount string, serial secret.Value) error {
+	body, err := json.Marshal(map[string]string{"serial_number": serial.Reveal()})
+	if err != nil {
+		return fmt.Errorf("encoding a serial number: %w", err)
+	}
+	_, err = c.do(ctx, call{op: fmt.Sprintf("revoking a certificate of %q", mount), method: http.MethodPut, path: mount + "/revoke",
+		namespace: s.Namespace, token: s.Token, body: body, hide: []secret.Value{serial}})
+	return err
 }
 
 // RevokeSelf revokes the token, and with it every lease under it. Vault takes over the leases: they go moments later, and it

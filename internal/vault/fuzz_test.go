@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
@@ -37,6 +38,9 @@ func FuzzReply(f *testing.F) {
 	f.Add(204, "", "", "")
 	f.Add(200, "application/pem-certificate-chain", "", "-----BEGIN")
 	f.Add(307, "", "", "")
+	f.Add(200, "application/json", "", `{"data":{"certificate":"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n","expiration":1795629635,"serial_number":"20:9f"}}`)
+	f.Add(200, "application/json", "", `{"data":{"ttl":3,"rotation_period":60,"last_vault_rotation":"2026-01-01T00:00:00Z"}}`)
+	f.Add(400, "application/json", "", `{"errors":["certificate with serial canary-serial not found."]}`)
 	f.Fuzz(func(t *testing.T, status int, contentType, index, body string) {
 		if status < 200 || status > 599 || status == 429 || status == 412 || status == 503 || status >= 300 && status < 400 || status == 500 {
 			t.Skip("these may be tried again, for seconds")
@@ -53,12 +57,20 @@ func FuzzReply(f *testing.F) {
 		ctx := t.Context()
 		_, loginErr := client.LogIn(ctx, "", req.Spec.Auth, vault.Credentials{JWT: req.JWT})
 		_, readErr := client.Read(ctx, session, spec.Read{Method: "GET", Path: "kv/a"})
+		reply, issueErr := client.Read(ctx, session, spec.Read{Method: "PUT", Path: "pki/issue/a"})
+		if c := reply.Certificate; c != nil {
+			const longest = 100 * 365 * 24 * time.Hour
+			if after, _ := c.Validity.ReissueAfter(70, 0); after <= 0 || after > longest || c.Validity.Life() > longest {
+				t.Errorf("issued again after %s: %+v", after, c.Validity)
+			}
+		}
 		_, renewErr := client.RenewSelf(ctx, session, 0)
 		_, leaseErr := client.RenewLease(ctx, session, secret.New("canary-lease"), 0)
 		for _, call := range []struct {
 			err  error
 			sent string
-		}{{loginErr, "canary-jwt"}, {readErr, "canary-token"}, {renewErr, "canary-token"}, {leaseErr, "canary-lease"}, {client.RevokeSelf(ctx, session), "canary-token"}} {
+		}{{loginErr, "canary-jwt"}, {readErr, "canary-token"}, {issueErr, "canary-token"}, {renewErr, "canary-token"}, {leaseErr, "canary-lease"}, {client.RevokeSelf(ctx, session), "canary-token"},
+			{client.RevokeCertificate(ctx, session, "pki", secret.New("canary-serial")), "canary-serial"}} {
 			if call.err == nil {
 				continue
 			}

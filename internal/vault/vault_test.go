@@ -2,6 +2,9 @@ package vault_test
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/vault"
@@ -55,7 +59,7 @@ func TestCallsOfALife(t *testing.T) {
 			t.Errorf("login: %+v", login)
 		}
 		reply, err := c.Read(t.Context(), login.Session, creds)
-		if err != nil || reply.LeaseID.IsZero() || reply.TTL != time.Minute || !reply.Renewable || reply.RefreshAfter != 0 {
+		if err != nil || reply.LeaseID.IsZero() || reply.TTL != time.Minute || !reply.Renewable || reply.Certificate != nil || reply.Rotation != nil {
 			t.Fatalf("read: %+v, %v", reply, err)
 		}
 		if life, err := c.RenewLease(t.Context(), login.Session, reply.LeaseID, 5*time.Minute); err != nil || life.TTL != 5*time.Minute {
@@ -374,19 +378,45 @@ func TestOneClientForOneServer(t *testing.T) {
 	}
 }
 
-func TestWhenToReadAgain(t *testing.T) {
-	day := time.Now().Add(24 * time.Hour).Unix()
+// TestShapes: what a reply tells of when another one may differ. Left is reckoned by the wall clock, so that it has a second to spare.
+func TestShapes(t *testing.T) {
+	certificate, _ := vaulttest.Pair("a.test", 24*time.Hour) // valid from 30 s ago
+	block, _ := pem.Decode([]byte(certificate))
+	in := func(d time.Duration) int64 { return time.Now().Add(d).Unix() }
+	const day = 24 * time.Hour
+	issued := func(certificate string, expiration any) string {
+		text, err := json.Marshal(map[string]any{"data": map[string]any{"certificate": certificate, "serial_number": "0a:1b", "expiration": expiration, "private_key": "k"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
 	tests := map[string]struct {
 		method, body string
-		least, most  time.Duration
+		certificate  *grant.Validity
+		rotation     time.Duration // zero: none
 	}{
-		"plain":               {"GET", `{"data":{"data":{"k":"v"}}}`, time.Minute, 3 * time.Minute},
-		"plain, odd ttl":      {"GET", `{"data":{"ttl":"1h","certificate":"x","expiration":"soon"}}`, time.Minute, 3 * time.Minute},
-		"static role":         {"GET", `{"data":{"username":"u","ttl":30,"rotation_period":60,"last_vault_rotation":"2026-01-01T00:00:00Z"}}`, 31 * time.Second, 33 * time.Second},
-		"certificate":         {"PUT", fmt.Sprintf(`{"data":{"certificate":"x","expiration":%d}}`, day), 16 * time.Hour, 17 * time.Hour},
-		"made by a write":     {"POST", `{"data":{"ciphertext":"x"}}`, 0, 0},
-		"leased":              {"GET", `{"lease_id":"x","lease_duration":60,"data":{"username":"u"}}`, 0, 0},
-		"expired certificate": {"PUT", `{"data":{"certificate":"x","expiration":1}}`, time.Second, time.Second},
+		"plain":                   {"GET", `{"data":{"data":{"k":"v"}}}`, nil, 0},
+		"plain, odd ttl":          {"GET", `{"data":{"ttl":"1h","certificate":"x","expiration":"soon","rotation_period":1}}`, nil, 0},
+		"plain, only a ttl":       {"GET", `{"data":{"ttl":30}}`, nil, 0},
+		"static role":             {"GET", `{"data":{"username":"u","ttl":30,"rotation_period":60,"last_vault_rotation":"2026-01-01T00:00:00Z"}}`, nil, 30 * time.Second},
+		"on a schedule":           {"GET", `{"data":{"username":"u","ttl":30,"rotation_schedule":"0 0 * * SAT"}}`, nil, 30 * time.Second},
+		"of ldap, never rotated":  {"GET", `{"data":{"dn":"d","ttl":30,"rotation_period":60,"last_vault_rotation":""}}`, nil, 30 * time.Second},
+		"static role, huge ttl":   {"GET", `{"data":{"ttl":9223372036854775807,"rotation_period":60}}`, nil, 100 * 365 * day},
+		"certificate":             {"PUT", issued(certificate, in(day)), &grant.Validity{Span: day + 30*time.Second, Left: day}, 0},
+		"of DER":                  {"PUT", issued(base64.StdEncoding.EncodeToString(block.Bytes), in(day)), &grant.Validity{Span: day + 30*time.Second, Left: day}, 0},
+		"behind its key":          {"POST", issued("-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n"+certificate, in(day)), &grant.Validity{Span: day + 30*time.Second, Left: day}, 0},
+		"ends before it says":     {"PUT", issued(certificate, in(48*time.Hour)), &grant.Validity{Span: day + 30*time.Second, Left: day}, 0},
+		"says less than it is":    {"PUT", issued(certificate, in(time.Hour)), &grant.Validity{Span: day + 30*time.Second, Left: time.Hour}, 0},
+		"unreadable":              {"PUT", issued("x", in(day)), &grant.Validity{Left: day}, 0},
+		"only a certificate":      {"PUT", issued(certificate, "never"), &grant.Validity{Span: day + 30*time.Second, Left: day}, 0},
+		"ended":                   {"PUT", issued("x", in(-time.Hour)), &grant.Validity{Left: -time.Hour}, 0},
+		"says nothing of its end": {"PUT", issued("x", 0), nil, 0},
+		"ends beyond time":        {"PUT", issued("x", json.Number("9223372036854775")), &grant.Validity{Left: 100 * 365 * day}, 0},
+		"not issued by a read":    {"GET", issued(certificate, in(day)), nil, 0},
+		"made by a write":         {"POST", `{"data":{"ciphertext":"x"}}`, nil, 0},
+		"leased":                  {"GET", `{"lease_id":"x","lease_duration":60,"data":{"username":"u","ttl":3,"rotation_period":4}}`, nil, 0},
+		"leased certificate":      {"PUT", strings.Replace(issued(certificate, in(day)), "{", `{"lease_id":"x","lease_duration":600,`, 1), &grant.Validity{Span: 10 * time.Minute, Left: 10 * time.Minute}, 0},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -396,11 +426,44 @@ func TestWhenToReadAgain(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := reply.RefreshAfter; got < tt.least || got > tt.most {
-				t.Errorf("read again after %s, want %s to %s", got, tt.least, tt.most)
+			if (reply.Rotation == nil) != (tt.rotation == 0) || reply.Rotation != nil && time.Duration(*reply.Rotation) != tt.rotation {
+				t.Errorf("rotation %v, want %s", reply.Rotation, tt.rotation)
+			}
+			if (reply.Certificate == nil) != (tt.certificate == nil) {
+				t.Fatalf("certificate %+v, want %+v", reply.Certificate, tt.certificate)
+			}
+			if tt.certificate == nil {
+				return
+			}
+			got := reply.Certificate.Validity
+			if late := tt.certificate.Left - got.Left; got.Span != tt.certificate.Span || late < 0 || late > 5*time.Second || reply.Certificate.Serial.Reveal() != "0a:1b" {
+				t.Errorf("%+v, want %+v", got, *tt.certificate)
 			}
 		})
 	}
+}
+
+func TestRevokeCertificate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, c, login := world(t)
+		v.PKI("pki/issue/x", false)
+		reply, err := c.Read(t.Context(), login.Session, spec.Read{Method: http.MethodPut, Path: "pki/issue/x", Args: `{"common_name":"a"}`})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // it may have been before
+			if err := c.RevokeCertificate(t.Context(), login.Session, "pki", reply.Certificate.Serial); err != nil {
+				t.Error(err)
+			}
+		}
+		if all := v.Certificates(); len(all) != 1 || !all[0].Revoked {
+			t.Errorf("%+v", all)
+		}
+		err = c.RevokeCertificate(t.Context(), login.Session, "pki", secret.New("0a:1b:2c"))
+		if vault.KindOf(err) != vault.Invalid || strings.Contains(err.Error(), "0a:1b") {
+			t.Errorf("one that Vault does not know: %v", err)
+		}
+	})
 }
 
 // What Vault 1.21.2 sends that is no JSON, by its path.
@@ -438,7 +501,7 @@ func TestRawReplies(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || !reply.Raw || string(reply.Body) != tt.body || !reply.LeaseID.IsZero() || reply.RefreshAfter != 2*time.Minute {
+			if err != nil || !reply.Raw || string(reply.Body) != tt.body || !reply.LeaseID.IsZero() {
 				t.Errorf("got %+v, %v", reply, err)
 			}
 		})
