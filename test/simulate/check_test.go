@@ -46,7 +46,7 @@ func (w *world) look() {
 		}
 		w.mu.Unlock()
 	}
-	leases := w.vault.Leases()
+	leases, certificates := w.vault.Leases(), w.vault.Certificates()
 	now := time.Now()
 	w.mu.Lock()
 	excused := now.Before(w.awayUntil)
@@ -61,6 +61,7 @@ func (w *world) look() {
 		if uses && !users[user] {
 			w.violated("I1/I3", p.name, "runs and shows %s, which is gone", user)
 		}
+		w.lookAtCertificates(p, uses, certificates)
 		// The current one, one that runs out for each replacement, and those that a process left behind and that wait for their reads.
 		if most := 4 + kills; live[p.name] > most {
 			w.violated("I4", p.name, "has %d tokens that live", live[p.name])
@@ -154,6 +155,7 @@ func (w *world) last() {
 			w.violated("I2", l.Path, "is left as a lease (irrevocable: %t)", l.Irrevocable)
 		}
 	}
+	w.lastOfCertificates()
 	for _, p := range w.pods {
 		const soon = 10 * time.Second // the object is gone before anybody could look when its containers were started
 		w.mu.Lock()

@@ -64,15 +64,18 @@ type pod struct {
 	removed time.Time // its object
 	gone    time.Time // when the containers were dead
 	mounted bool      // it got files once
-	// renewed: something happened that rightly brings new credentials.
-	renewed bool
-	rotated bool
-	logins  int             // before it showed anything
-	leases  map[string]bool // those that were shown
-	excused time.Time
-	failed  bool // the republish under way could not refresh
-	misses  int  // republishes in a row that could not
-	mounts  int
+	// renewed: something happened that rightly brings new credentials; reissue: a new certificate.
+	renewed, reissue bool
+	// uncertified is until when a certificate may have ended, because no republish came for it.
+	uncertified time.Time
+	stale       int // republishes in a row with a password that was changed before
+	rotated     bool
+	logins      int             // before it showed anything
+	leases      map[string]bool // those that were shown
+	excused     time.Time
+	failed      bool // the republish under way could not refresh
+	misses      int  // republishes in a row that could not
+	mounts      int
 	// doubtful is the number of the Mount in which a read was cut off last.
 	doubtful int
 	frozen   time.Time // the driver's mtime of the folder
@@ -89,13 +92,17 @@ func newPod(w *world, i int) *pod {
 	w.vault.Role(p.name, role)
 	w.vault.Dynamic(p.path(), p.kind.lease)
 	w.vault.KV2("secret/data/"+p.name, map[string]any{"k": p.name})
+	w.vault.PKI(p.issue(), false)
+	w.vault.Static(p.static(), w.dice.between(p.name, "period", 4*time.Minute, 9*time.Minute))
 	if p.kind.denied {
 		w.vault.Raw("secret/data/"+p.name, 403, "application/json", `{"errors":["1 error occurred:\n\t* permission denied\n\n"]}`)
 	}
 	return p
 }
 
-func (p *pod) path() string { return "database/creds/" + p.name }
+func (p *pod) path() string   { return "database/creds/" + p.name }
+func (p *pod) issue() string  { return "pki/issue/" + p.name }
+func (p *pod) static() string { return "database/static-creds/" + p.name }
 
 func (p *pod) folder() string {
 	return filepath.Join(p.w.dir, "pods", p.uid, "volumes", "kubernetes.io~csi", volumeName)
@@ -159,6 +166,7 @@ func (p *pod) publish(first bool) codes.Code {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
+	worked, begin := w.vault.Password(p.static()), time.Now()
 	out, err := w.mount(ctx, p.request())
 	driverFails := err == nil && !w.calm() && w.dice.roll(p.name, "driver fails") < 0.01
 	w.mu.Lock()
@@ -189,6 +197,14 @@ func (p *pod) publish(first bool) codes.Code {
 	for _, f := range out.GetFiles() {
 		files[f.GetPath()] = string(f.GetContents())
 	}
+	w.mu.Lock()
+	certain := !p.failed && time.Since(begin) < 30*time.Second
+	w.mu.Unlock()
+	if now := w.vault.Password(p.static()); certain {
+		w.mu.Lock()
+		w.staleLocked(p, files["static"], worked, now)
+		w.mu.Unlock()
+	}
 	p.write(files)
 	return codes.OK
 }
@@ -201,20 +217,24 @@ func (p *pod) write(files map[string]string) {
 	if w.pairs[files["user"]] != files["pass"] || files["pass"] == "" {
 		w.violatedLocked("I5", p.name, "shows a user and a password that Vault never gave out together")
 	}
+	w.certifiedLocked(p, files)
 	if maps.Equal(p.shown, files) {
 		return
 	}
-	if p.shown != nil {
+	before := p.shown
+	p.shown, p.frozen, p.mounted, p.reissue = files, time.Now(), true, p.reissue && p.asked != p.edited
+	switch {
+	case before == nil:
+		p.first = time.Now()
+		w.sayLocked("%s: shows %s", p.name, files["user"])
+	case before["user"] == files["user"]:
+		return
+	default:
 		w.count["rotations"]++
 		p.rotated = true
 		w.sayLocked("%s: rotated to %s", p.name, files["user"])
-	} else {
-		w.sayLocked("%s: shows %s", p.name, files["user"])
 	}
-	if p.shown == nil {
-		p.first = time.Now()
-	}
-	p.shown, p.frozen, p.mounted, p.renewed = files, time.Now(), true, p.kind.rotates || time.Now().Before(w.awayUntil) || time.Now().Before(p.excused) || w.revoked[w.issued[files["user"]]] || p.asked != p.edited
+	p.renewed = p.kind.rotates || time.Now().Before(w.awayUntil) || time.Now().Before(p.excused) || w.revoked[w.issued[files["user"]]] || p.asked != p.edited
 	p.leases[w.issued[files["user"]]] = true
 }
 
@@ -225,8 +245,11 @@ func (p *pod) request() *v1alpha1.MountRequest {
 	p.w.mu.Unlock()
 	attributes, _ := json.Marshal(map[string]string{
 		"roleName": p.name, "secretProviderClass": "", "edited": edited,
-		"objects": fmt.Sprintf("- {objectName: user, secretPath: %q, secretKey: username}\n- {objectName: pass, secretPath: %q, secretKey: password}\n- {objectName: kv, secretPath: %q, secretKey: k}\n",
-			p.path(), p.path(), "secret/data/"+p.name),
+		"objects": fmt.Sprintf("- {objectName: user, secretPath: %q, secretKey: username}\n- {objectName: pass, secretPath: %q, secretKey: password}\n- {objectName: kv, secretPath: %q, secretKey: k}\n"+
+			"- {objectName: static, secretPath: %q, secretKey: password, refreshInterval: 1h}\n"+
+			"- {objectName: crt, secretPath: %q, method: PUT, secretKey: certificate, revokeOnEnd: true, secretArgs: &args {common_name: %q, ttl: %d}}\n"+
+			"- {objectName: key, secretPath: %q, method: POST, secretKey: private_key, secretArgs: *args}\n",
+			p.path(), p.path(), "secret/data/"+p.name, p.static(), p.issue(), p.name, int(p.life().Seconds()), p.issue()),
 		"csi.storage.k8s.io/pod.name": p.name, "csi.storage.k8s.io/pod.namespace": namespace, "csi.storage.k8s.io/pod.uid": p.uid,
 		"csi.storage.k8s.io/serviceAccount.name":   "app",
 		"csi.storage.k8s.io/serviceAccount.tokens": fmt.Sprintf(`{"vault":{"token":%q}}`, p.w.vault.JWT(namespace, "app", p.name)),

@@ -103,7 +103,7 @@ func (w *world) strike(kind string) {
 		w.stepClock(w.dice.between("weather", "step", -3*time.Hour, 3*time.Hour))
 	case "class edited":
 		w.mu.Lock()
-		victim.edited, victim.renewed = time.Now().String(), true
+		victim.edited, victim.renewed, victim.reissue = time.Now().String(), true, true
 		w.mu.Unlock()
 	}
 }
@@ -127,7 +127,7 @@ func (w *world) postpone(d time.Duration) {
 		w.awayUntil = w.awayUntil.Add(d)
 	}
 	for _, p := range w.pods {
-		p.renewed = true
+		p.renewed, p.uncertified = true, now.Add(d+heal)
 		switch {
 		case p.excused.After(now):
 			p.excused = p.excused.Add(d)

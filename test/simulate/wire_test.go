@@ -42,7 +42,7 @@ var perRequest = odds{
 
 // asked is what the wire knows of a request.
 type asked struct {
-	op  string // login, read (of credentials), kv, renew, renew-self, revoke-self, health
+	op  string // login, read (of credentials), kv, static, issue, revoke-certificate, renew, renew-self, revoke-self, health
 	pod string // whose, as far as the request tells
 }
 
@@ -231,8 +231,17 @@ func (w *world) whose(r *http.Request, body []byte) asked {
 	case strings.HasPrefix(path, "sys/"):
 		return asked{"health", "node"}
 	}
-	if strings.HasPrefix(path, "secret/") {
+	switch {
+	case strings.HasPrefix(path, "secret/"):
 		return asked{"kv", owner(path)}
+	case strings.HasPrefix(path, "database/static-creds/"):
+		return asked{"static", owner(path)}
+	case path == "pki/revoke":
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return asked{"revoke-certificate", w.tokens[r.Header.Get("X-Vault-Token")]}
+	case strings.HasPrefix(path, "pki/"):
+		return asked{"issue", owner(path)}
 	}
 	return asked{"read", owner(path)}
 }
@@ -281,8 +290,12 @@ func (w *world) replied(a asked, resp *http.Response, lost bool) {
 	resp.Body = io.NopCloser(bytes.NewReader(b))
 	var out struct {
 		Lease string `json:"lease_id"`
-		Data  struct{ Username, Password string }
-		Auth  *struct {
+		Data  struct {
+			Username, Password, Certificate string
+			Serial                          string `json:"serial_number"`
+			Key                             string `json:"private_key"`
+		}
+		Auth *struct {
 			Token    string `json:"client_token"`
 			Accessor string
 		}
@@ -304,6 +317,12 @@ func (w *world) replied(a asked, resp *http.Response, lost bool) {
 		w.issued[out.Data.Username] = out.Lease
 		w.heard[out.Lease] = !lost
 		w.gaveLocked(a)
+	case a.op == "issue" && out.Data.Serial != "":
+		w.count["certificates issued"]++
+		w.certificates[out.Data.Serial] = &certificate{pem: out.Data.Certificate, key: out.Data.Key, born: time.Now(), lost: lost}
+		w.issuedLocked(a)
+	case a.op == "revoke-certificate":
+		w.count["certificates revoked"]++
 	case strings.HasPrefix(a.op, "renew"):
 		w.count["renewals"]++
 		if a.op == "renew" && lost {

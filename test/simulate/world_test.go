@@ -68,10 +68,13 @@ type world struct {
 	pairs       map[string]string    // user to password, as Vault gave them out
 	issued      map[string]string    // user to lease
 	revoked     map[string]bool      // users whose credentials somebody else revoked
-	leases      map[string]time.Time
-	count       map[string]int
-	lines       []string
-	broken      map[string]bool // invariant and pod
+
+	certificates map[string]*certificate // by serial number
+
+	leases map[string]time.Time
+	count  map[string]int
+	lines  []string
+	broken map[string]bool // invariant and pod
 	// awayUntil is until when an outage, and the time to recover from it, excuse a lapse.
 	awayUntil time.Time
 	// step is how far kubelet's and the API server's clocks are off: the bubble has but one, and what counts is that they differ
@@ -87,7 +90,7 @@ func newWorld(t testing.TB, seed uint64, dir string) *world {
 	w := &world{
 		t: t, seed: seed, dice: newDice(seed), begin: time.Now(), dir: dir, vault: vaulttest.New(t), log: new(tape), over: make(chan struct{}),
 		tokens: map[string]string{}, accessors: map[string]string{}, heard: map[string]bool{}, vague: map[string]bool{}, gaveBack: map[string]bool{}, lost: map[string]bool{}, born: map[string]time.Time{}, pairs: map[string]string{}, issued: map[string]string{}, revoked: map[string]bool{},
-		leases: map[string]time.Time{}, count: map[string]int{}, broken: map[string]bool{},
+		certificates: map[string]*certificate{}, leases: map[string]time.Time{}, count: map[string]int{}, broken: map[string]bool{},
 	}
 	w.net = newAPI(w)
 	w.api = w.net.client
@@ -281,6 +284,9 @@ func (p *process) kill() {
 				p.w.lost[accessor] = true
 			}
 		}
+		for _, c := range p.w.certificates {
+			c.lost = c.lost || c.born.Equal(time.Now())
+		}
 		p.w.mu.Unlock()
 		p.stop()
 		_ = p.store.Close()
@@ -386,7 +392,10 @@ func (w *world) loseStore() {
 	for _, t := range w.vault.Tokens() {
 		w.lost[t.Accessor] = true
 	}
+	for _, c := range w.certificates {
+		c.lost = true
+	}
 	for _, p := range w.pods {
-		p.renewed = true
+		p.renewed, p.reissue = true, true
 	}
 }
