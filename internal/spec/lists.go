@@ -16,9 +16,9 @@ func NewLists() *Lists { return &Lists{lru.New(maxLists)} }
 
 // listKey is all that decides what a text means.
 type listKey struct {
-	text   string
-	mode   int32
-	strict bool
+	text, onPodEnd string
+	mode           int32
+	strict         bool
 }
 
 type parsedList struct {
@@ -28,7 +28,7 @@ type parsedList struct {
 
 // objects is parseObjects, from memory when it can be.
 func (p *parser) objects(mode int32) []Object {
-	key := listKey{p.params[objectsKey], mode, p.strict}
+	key := listKey{p.params[objectsKey], p.params[onPodEnd], mode, p.strict}
 	if p.lists == nil || len(key.text) > maxList {
 		return p.parseObjects(mode)
 	}

@@ -25,7 +25,8 @@ func (it *item) template(o *Object) (err error) {
 		node *yaml.Node
 	}{
 		{"secretPath", &it.SecretPath}, {"secretKey", &it.SecretKey}, {"method", &it.Method}, {"secretArgs", &it.SecretArgs},
-		{"encoding", &it.Encoding}, {"format", &it.Format}, {"optional", &it.Optional},
+		{"encoding", &it.Encoding}, {"format", &it.Format}, {"optional", &it.Optional}, {refreshInterval, &it.RefreshInterval},
+		{"renewAt", &it.RenewAt}, {"revokeOnEnd", &it.RevokeOnEnd},
 	} {
 		if !isNull(other.node) {
 			return fmt.Errorf("%s has no place beside template, which says by itself what is read and written", other.key)

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"text/template/parse"
+	"unicode"
 )
 
 const (
@@ -218,7 +219,10 @@ func fault(err error) *Fault {
 		}
 		return "..."
 	})
-	if strings.Contains(words, "\n") || len(words) > 4*maxName {
+	if strings.HasPrefix(words, "malformed character constant") { // the one text that is not quoted
+		words = "malformed character constant"
+	}
+	if strings.ContainsFunc(words, unicode.IsControl) || len(words) > 4*maxName {
 		words = "the template cannot be parsed"
 	}
 	return &Fault{Position{Line: line}, words}

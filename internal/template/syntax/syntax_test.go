@@ -110,6 +110,7 @@ func TestCheck(t *testing.T) {
 		`{{ "canary"."canary" }}`:                                              "line 1: bad character U+0022 '\"'",
 		`{{ break }}`:                                                          "line 1: {{break}} outside {{range}}",
 		`{{ 12canary }}`:                                                       "line 1: bad number syntax: ...",
+		"{{ 'canary' }}":                                                       "line 1: malformed character constant",
 		"{{/* canary":                                                          "line 1: unclosed comment",
 		strings.Repeat("{{ 1 }}", 4001):                                        "the template has more than 4000 actions or parentheses",
 		strings.Repeat("x", 64<<10+1):                                          "the template is larger than 65536 bytes",
@@ -152,6 +153,7 @@ func TestNeeds(t *testing.T) {
 func FuzzCheck(f *testing.F) {
 	f.Add(`{{ with secret "a" "b=canary" }}{{ .Data.x | toUpper }}{{ else }}{{ end }}`)
 	f.Add("{{ define \"a\" }}{{ $x := `canary` }}{{ range secrets $x }}{{ . }}{{ end }}{{ end }}{{ template \"a\" }}")
+	f.Add("{{'\x000'")
 	f.Add(`{{ env "canary" }}{{/* c */}}{{- (secret "canary").Data.a.b -}}`)
 	functions := texttemplate.FuncMap{}
 	for _, name := range syntax.All() {
