@@ -93,11 +93,11 @@ func (k *Keeper) replies(ctx context.Context, client *vault.Client, s vault.Sess
 	}
 	replies = make(map[spec.Read]template.Reply, len(reads))
 	for i, e := range k.readEach(ctx, client, s, g, wish, missing) {
-		switch kind := vault.KindOf(e); {
-		case kind == vault.Denied:
+		switch vault.KindOf(e) {
+		case vault.Denied:
 			replies[missing[i]] = template.Reply{Denied: e}
 			continue
-		case kind == vault.InDoubt:
+		case vault.InDoubt:
 			inDoubt = k.Now().Add(grant.RequestLimit)
 		}
 		if err == nil {

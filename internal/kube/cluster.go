@@ -15,7 +15,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/singleflight"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -51,10 +50,14 @@ type Config struct {
 
 // Cluster is the API server as seen from one node. Make one with New; its methods may be called from any goroutine.
 type Cluster struct {
-	client    kubernetes.Interface
-	poster    kubernetes.Interface
-	classes   versioned.Interface
-	reads     singleflight.Group // of classes
+	client  kubernetes.Interface
+	poster  kubernetes.Interface
+	classes versioned.Interface
+	// reads are those of classes that serve others.
+	reads struct {
+		sync.Mutex
+		begun map[string]*classRead
+	}
 	node      string
 	log       *slog.Logger
 	informer  cache.SharedIndexInformer
