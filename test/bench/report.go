@@ -177,19 +177,30 @@ func name(text string) string {
 // markdown is the measured part of docs/performance.md.
 func markdown(results []result) string {
 	var b strings.Builder
-	b.WriteString("| case | side | calls | p50 | p90 | p99 | max |\n|---|---|---|---|---|---|---|\n")
+	var plain, variants, benchmarks []result
 	for _, r := range results {
-		for _, s := range r.Sides {
-			fmt.Fprintf(&b, "| %s | %s | %d | %s | %s | %s | %s |\n", r.title(), s.Name, s.Calls, ms(s.P50), ms(s.P90), ms(s.P99), ms(s.Max))
+		switch {
+		case r.Row == benchmarkRow:
+			benchmarks = append(benchmarks, r)
+		case r.Variant != "":
+			variants = append(variants, r)
+		default:
+			plain = append(plain, r)
 		}
 	}
-	b.WriteString("\n| case | measured | value | target | met | commit, date |\n|---|---|---|---|---|---|\n")
-	for _, r := range results {
-		for _, c := range r.Checks {
-			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s, %s |\n", r.title(), c.What, c.value(), c.target(), c.verdict(), r.Commit, r.Date)
-		}
-	}
+	b.WriteString("### Values\n\n")
+	valueTable(&b, plain)
+	b.WriteString("\n### Latencies\n\n")
+	latencyTable(&b, plain)
+	b.WriteString("\n### Experiments\n\nThe same with something changed, which stands in brackets.\n\n")
+	valueTable(&b, variants)
 	b.WriteString("\n")
+	latencyTable(&b, variants)
+	for _, r := range benchmarks {
+		fmt.Fprintf(&b, "\n### %s\n\nCommit %s, %s.\n\n", r.title(), r.Commit, r.Date)
+		benchmarkTable(&b, r)
+	}
+	b.WriteString("\n### Where the time goes\n\n")
 	for _, r := range results {
 		for _, n := range r.Notes {
 			fmt.Fprintf(&b, "- %s: %s\n", r.title(), n)
@@ -203,6 +214,47 @@ func markdown(results []result) string {
 		}
 	}
 	return b.String()
+}
+
+func latencyTable(b *strings.Builder, results []result) {
+	b.WriteString("| case | side | calls | p50 | p90 | p99 | max |\n|---|---|---|---|---|---|---|\n")
+	for _, r := range results {
+		for _, s := range r.Sides {
+			fmt.Fprintf(b, "| %s | %s | %d | %s | %s | %s | %s |\n", r.title(), s.Name, s.Calls, ms(s.P50), ms(s.P90), ms(s.P99), ms(s.Max))
+		}
+	}
+}
+
+func valueTable(b *strings.Builder, results []result) {
+	b.WriteString("| case | measured | value | target | met | commit, date |\n|---|---|---|---|---|---|\n")
+	for _, r := range results {
+		for _, c := range r.Checks {
+			fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s, %s |\n", r.title(), c.What, c.value(), c.target(), c.verdict(), r.Commit, r.Date)
+		}
+	}
+}
+
+// benchmarkTable has a line for each benchmark: what Go measures of all, and then what it says itself.
+func benchmarkTable(b *strings.Builder, r result) {
+	usual := []string{"ns/op", "B/op", "allocs/op"}
+	b.WriteString("| benchmark | ns | bytes | allocations | and |\n|---|---|---|---|---|\n")
+	for i := 0; i < len(r.Checks); {
+		name, values := r.Checks[i].What, make(map[string]string)
+		var rest []string
+		for ; i < len(r.Checks) && r.Checks[i].What == name; i++ {
+			c := r.Checks[i]
+			if slices.Contains(usual, c.Unit) {
+				values[c.Unit], _, _ = strings.Cut(c.value(), " ")
+				continue
+			}
+			text := c.value()
+			if c.target() != "" {
+				text += " (target " + c.target() + ")"
+			}
+			rest = append(rest, text)
+		}
+		fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", name, values[usual[0]], values[usual[1]], values[usual[2]], strings.Join(rest, ", "))
+	}
 }
 
 const begin, end = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"

@@ -52,7 +52,11 @@ func TestRecord(t *testing.T) {
 		return result{Row: name, Title: name, Variant: variant, Commit: "c", Date: "d", Machine: "m", Checks: []check{told("v", "", value)},
 			Sides: []side{sideOf("leasehold", latencies{time.Millisecond})}}
 	}
-	for _, results := range [][]result{{row("storm", "", 1), row("cold/kv1", "", 2)}, {row("storm", "", 3), row("storm", "other", 4)}} {
+	noted := row("cold/kv1", "", 2)
+	noted.Notes = []string{"a note"}
+	benchmarks := result{Row: benchmarkRow, Title: "Benchmarks", Commit: "c", Date: "d", Machine: "m",
+		Checks: []check{told("One", "ns/op", 7), told("One", "B/op", 8), told("One", "%core", 9), told("Two", "allocs/op", 1)}}
+	for _, results := range [][]result{{row("storm", "", 1), noted}, {row("storm", "", 3), row("storm", "other", 4), benchmarks}} {
 		if err := record(file, document, results); err != nil {
 			t.Fatal(err)
 		}
@@ -61,18 +65,44 @@ func TestRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "before\n" + begin + `| case | side | calls | p50 | p90 | p99 | max |
-|---|---|---|---|---|---|---|
-| cold/kv1 | leasehold | 1 | 1.00 ms | 1.00 ms | 1.00 ms | 1.00 ms |
-| storm | leasehold | 1 | 1.00 ms | 1.00 ms | 1.00 ms | 1.00 ms |
-| storm [other] | leasehold | 1 | 1.00 ms | 1.00 ms | 1.00 ms | 1.00 ms |
+	want := "before\n" + begin + `### Values
 
 | case | measured | value | target | met | commit, date |
 |---|---|---|---|---|---|
 | cold/kv1 | v | 2 |  |  | c, d |
 | storm | v | 3 |  |  | c, d |
+
+### Latencies
+
+| case | side | calls | p50 | p90 | p99 | max |
+|---|---|---|---|---|---|---|
+| cold/kv1 | leasehold | 1 | 1.00 ms | 1.00 ms | 1.00 ms | 1.00 ms |
+| storm | leasehold | 1 | 1.00 ms | 1.00 ms | 1.00 ms | 1.00 ms |
+
+### Experiments
+
+The same with something changed, which stands in brackets.
+
+| case | measured | value | target | met | commit, date |
+|---|---|---|---|---|---|
 | storm [other] | v | 4 |  |  | c, d |
 
+| case | side | calls | p50 | p90 | p99 | max |
+|---|---|---|---|---|---|---|
+| storm [other] | leasehold | 1 | 1.00 ms | 1.00 ms | 1.00 ms | 1.00 ms |
+
+### Benchmarks
+
+Commit c, d.
+
+| benchmark | ns | bytes | allocations | and |
+|---|---|---|---|---|
+| One | 7 | 8 |  | 9 %core |
+| Two |  |  | 1 |  |
+
+### Where the time goes
+
+- cold/kv1: a note
 
 Machine: m.
 ` + end + "after\n"
