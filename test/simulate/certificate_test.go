@@ -94,7 +94,8 @@ func (w *world) lookAtCertificates(p *pod, uses bool, all []vaulttest.Certificat
 	}
 }
 
-// lastOfCertificates: what was to be revoked is, unless nobody knows of it, or no token was left to revoke it with, which was told.
+// lastOfCertificates: what was to be revoked is, unless nobody knows of it, or no token was left to revoke it with, which was told or is to
+// be: the end of a pod whose grace period nobody saw is held for a day.
 func (w *world) lastOfCertificates() {
 	tokens := w.vault.Tokens()
 	for _, c := range w.vault.Certificates() {
@@ -104,10 +105,19 @@ func (w *world) lastOfCertificates() {
 		ended := slices.ContainsFunc(tokens, func(t vaulttest.Token) bool {
 			return t.Role == p.name && (w.lost[t.Accessor] || !w.gaveBack[t.Accessor])
 		})
-		told := ended && slices.Contains(p.events, "CertificateKept")
+		told := ended && (slices.Contains(p.events, "CertificateKept") || w.holdsLocked(p))
 		if !c.Revoked && c.Expires.After(time.Now()) && known != nil && !known.lost && !told {
 			w.violatedLocked("I2", p.name, "is over, and a certificate of it is not revoked")
 		}
 		w.mu.Unlock()
 	}
+}
+
+// holdsLocked tells whether a grant of a pod is still held.
+func (w *world) holdsLocked(p *pod) bool {
+	if w.process == nil {
+		return false
+	}
+	grants, err := w.process.store.OfPod(p.uid)
+	return err == nil && len(grants) > 0
 }
