@@ -104,6 +104,28 @@ func realClasses(vault bed.VaultState) []realClass {
 		{name: "post", objects: "- {objectName: f, secretPath: pki/issue/my-app, secretKey: certificate, method: POST, secretArgs: {common_name: a.test, ttl: 30m}}", files: map[string]string{"f": "(?s)-----BEGIN CERTIFICATE-----.*"}},
 		{name: "chain", objects: "- {objectName: f, secretPath: pki/issue/my-app, secretKey: ca_chain, method: PUT, secretArgs: {common_name: a.test, ttl: 30m}}", files: map[string]string{"f": `\["-----BEGIN CERTIFICATE-----.*"\]`}},
 
+		// formats, keys within keys, and what may be missing
+		{name: "raw", objects: item("format: raw"), files: plain},
+		{name: "as-json", objects: "- {objectName: f, secretPath: DATA, format: json}", files: map[string]string{"f": `\{"k":"two"\}` + "\n"}},
+		{name: "as-yaml", objects: "- {objectName: f, secretPath: KV, secretKey: [number, map], format: yaml}", files: map[string]string{"f": `map: \{a: "?b"?\}` + "\nnumber: 42\n"}},
+		{name: "as-dotenv", objects: "- {objectName: f, secretPath: KV, secretKey: [text, number], format: dotenv}", files: map[string]string{"f": "text='plain'\nnumber='42'\n"}},
+		{name: "as-properties", objects: "- {objectName: f, secretPath: KV, secretKey: [text, a.b], format: properties}", files: map[string]string{"f": `text=plain\na\.b=dotted` + "\n"}},
+		{name: "as-pem", objects: "- {objectName: f, secretPath: pki/issue/my-app, method: PUT, format: pem, secretArgs: {common_name: a.test, ttl: 30m}}", files: map[string]string{"f": "(?s)-----BEGIN CERTIFICATE-----.*PRIVATE KEY-----\n"}},
+		{name: "each", objects: "- {objectName: d, secretPath: DATA, secretKey: '*'}", files: map[string]string{"d/k": "two"}},
+		{name: "nested", objects: one("map.a"), files: map[string]string{"f": "b"}},
+		{name: "optional", objects: "- {objectName: f, secretPath: KV, secretKey: text}\n- {objectName: g, secretPath: KV-not-there, optional: true}", files: plain},
+
+		// templates
+		{name: "template", objects: "- objectName: f\n  template: |\n    {{- with secret \"KV\" }}\n    text={{ .Data.text }}\n    {{- end }}\n", files: map[string]string{"f": "\ntext=plain\n"}},
+		{name: "template-database", objects: "- {objectName: u, secretPath: database/creds/DB, secretKey: username}\n- objectName: f\n  template: '{{ with secret \"database/creds/DB\" }}{{ .Data.username }}{{ end }}'\n", files: map[string]string{"u": "v-kubernet-.*", "f": "v-kubernet-.*"}},
+		{name: "template-refused", objects: "- {objectName: f, template: '{{ file \"/etc/passwd\" }}'}", fails: "function file is refused: it reads files"},
+		{name: "template-failing", objects: "- objectName: f\n  template: '{{ with secret \"KV\" }}{{ parseInt .Data.text }}{{ end }}'\n", fails: "function parseInt fails"},
+
+		// how answers are looked after
+		{name: "refresh", parameters: map[string]string{"refreshInterval": "10m"}, objects: item("refreshInterval: 30"), files: plain},
+		{name: "certificate", objects: "- {objectName: c, secretPath: pki/issue/my-app, secretKey: certificate, method: PUT, secretArgs: &a {common_name: a.test, ttl: 30m}, renewAt: 50%, revokeOnEnd: true}\n" +
+			"- {objectName: k, secretPath: pki/issue/my-app, secretKey: private_key, method: POST, secretArgs: *a}", files: map[string]string{"c": "(?s)-----BEGIN CERTIFICATE-----.*", "k": "(?s)-----BEGIN .*PRIVATE KEY-----.*"}},
+
 		// YAML
 		{name: "block", objects: text, files: plain},
 		{name: "comment", objects: "# mine\n" + text + "# end\n", files: plain},
