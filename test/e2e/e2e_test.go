@@ -17,6 +17,8 @@ func TestEndToEnd(t *testing.T) {
 		{"the class of the documentation", s.exampleClass},
 		{"two volumes of one pod", s.twoVolumes},
 		{"key-value secrets and a certificate", s.staticSecrets},
+		{"templates and formats", s.renders},
+		{"templates that are refused", s.refusesTemplates},
 		{"logins by AppRole", s.logsInByAppRole},
 		{"logins by certificate", s.logsInByCertificate},
 		{"a pod older than its lease's TTL", s.outlivesTTL},
