@@ -31,7 +31,7 @@ func (k *Keeper) revokeCertificate(ctx context.Context, client *vault.Client, s 
 // revokeCertificates revokes what the revocation of the token does not, and forgets each that is. What Vault will not revoke is told of
 // when all have been tried, and forgotten too. An error says that trying again may help.
 func (k *Keeper) revokeCertificates(ctx context.Context, client *vault.Client, g grant.Grant) (grant.Grant, error) {
-	refusals := map[string]error{} // :: mount → why
+	refusals := map[string]error{} // by mount
 	for _, c := range g.Certificates {
 		if vault.KindOf(refusals[c.Mount]) == vault.Denied {
 			continue

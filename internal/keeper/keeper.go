@@ -7,7 +7,7 @@
 // A record comes before or right after every effect on Vault, so that whatever a crash interrupts is found again:
 //
 //	put Pending · log in · put the token · shorten its life to the orphan TTL · read · put each answer with its lease as it
-//	returns · put Active · answer
+//	returns, and the others together · put Active · answer
 //	put how far a renewal may reach · renew · put what it brought
 //	put Revoking · revoke each certificate and forget it · probe the leases' back end · revoke the token · delete the record
 //

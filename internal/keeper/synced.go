@@ -86,13 +86,16 @@ func (k *Keeper) settleSynced(g grant.Grant, req *spec.Request, names func() ([]
 	if err != nil {
 		return findings{}, fmt.Errorf("finding out whether leases are synced into Secrets (the class can say syncedLeases: revoke): %w", err)
 	}
+	found.asked = true
+	if len(objects) == 0 { // as most classes
+		return found, nil
+	}
 	answers, err := k.Store.Answers(g.ID)
 	if err != nil {
 		return findings{}, err
 	}
 	leased := func(r spec.Read) bool { return g.Lease(r) != nil }
 	certified := func(r spec.Read) bool { return req.Spec.Care(r).RevokeOnEnd }
-	found.asked = true
 	for _, o := range req.Spec.Objects {
 		if !slices.ContainsFunc(objects, o.Writes) {
 			continue

@@ -140,18 +140,11 @@ func renewAt(n *yaml.Node) (percent int, err error) {
 }
 
 func revokeOnEnd(n *yaml.Node, r Read) (bool, error) {
-	text, err := scalar("revokeOnEnd", n)
-	if err != nil || text == "" {
-		return false, err
-	}
-	revoke, err := strconv.ParseBool(text)
-	switch {
-	case err != nil:
-		return false, fmt.Errorf("revokeOnEnd %s is neither true nor false", Quote(text))
-	case revoke && r.Path != "" && (r.Method == "GET" || r.Issuer() == ""):
+	revoke, err := boolean("revokeOnEnd", n)
+	if err == nil && revoke && r.Path != "" && (r.Method == "GET" || r.Issuer() == "") {
 		return false, errors.New("revokeOnEnd is for certificates that a PKI engine issues: the method must be PUT, and secretPath MOUNT/issue/ROLE, MOUNT/sign/ROLE or MOUNT/sign-verbatim/ROLE")
 	}
-	return revoke, nil
+	return revoke, err
 }
 
 // Issuer is the mount of the PKI engine whose certificates the read issues, by the form of its path; empty for other paths.

@@ -4,7 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
 )
+
+const maxKeys = 512 // of one object's list
 
 // eachKey as secretKey stands for all keys, a file each.
 const eachKey = "*"
@@ -47,4 +51,42 @@ func FileName(key string) error {
 		return fmt.Errorf("is longer than the %d bytes of a file name", maxNameElement)
 	}
 	return nil
+}
+
+// keys reads secretKey: a key, eachKey, or a list of keys.
+func (o *Object) keys(n *yaml.Node) (err error) {
+	if list := resolve(n); list.Kind == yaml.SequenceNode {
+		o.Keys, err = keyList(list.Content)
+		return err
+	}
+	if o.Key, err = scalar("secretKey", n); err != nil {
+		return errors.New("secretKey is neither a plain text nor a list of them")
+	}
+	if o.Key == eachKey {
+		o.Key, o.Each = "", true
+	}
+	return nil
+}
+
+// keyList reads keys, of which no two may be written under the same name.
+func keyList(nodes []*yaml.Node) ([]string, error) {
+	switch {
+	case len(nodes) == 0:
+		return nil, errors.New("secretKey is an empty list")
+	case len(nodes) > maxKeys:
+		return nil, fmt.Errorf("secretKey lists more than %d keys", maxKeys)
+	}
+	keys, names := make([]string, len(nodes)), make(map[string]bool, len(nodes))
+	for i, n := range nodes {
+		key, err := scalar("secretKey", n)
+		if err != nil || key == "" {
+			return nil, errors.New("secretKey lists what is not a key")
+		}
+		name := KeyName(key)
+		if names[name] {
+			return nil, fmt.Errorf("secretKey lists %s twice", Quote(name))
+		}
+		keys[i], names[name] = key, true
+	}
+	return keys, nil
 }

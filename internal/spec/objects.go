@@ -2,13 +2,10 @@ package spec
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -20,8 +17,6 @@ const (
 	nodeCost = 64
 
 	maxNameElement = 255 // bytes; the driver's limit
-
-	maxKeys = 512 // of one object's list
 )
 
 // item is one entry of objects. Its fields stay nodes, because the YAML package's own errors repeat values, and secretArgs may
@@ -150,77 +145,33 @@ func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 	}
 	o.Read.Path, o.Read.Query, err = secretPath(&it.SecretPath)
 	check(&it.SecretPath, err)
-	o.Read.Method, err = method(&it.Method)
+	if o.Read.Method, err = word("method", &it.Method, "GET", "PUT", "POST"); err == nil {
+		o.Read.Method = cmp.Or(o.Read.Method, "GET")
+	}
 	check(&it.Method, err)
 	o.Read.Args, err = secretArgs(&it.SecretArgs)
 	check(&it.SecretArgs, err)
 	keysErr := o.keys(&it.SecretKey)
 	check(&it.SecretKey, keysErr)
-	o.Encoding, err = encoding(&it.Encoding)
-	check(&it.Encoding, err)
+	encoding, encodingErr := word("encoding", &it.Encoding, string(UTF8), string(Base64), string(Hex))
+	o.Encoding = cmp.Or(Encoding(encoding), UTF8)
+	check(&it.Encoding, encodingErr)
 	o.Optional, err = boolean("optional", &it.Optional)
 	check(&it.Optional, err)
-	if o.Format, err = format(&it.Format); err == nil && keysErr == nil && o.Encoding != "" {
+	format, err := word("format", &it.Format, "raw", string(JSON), string(YAML), string(Dotenv), string(Properties), string(PEM))
+	if format != "raw" {
+		o.Format = Format(format)
+	}
+	sound := err == nil && keysErr == nil && encodingErr == nil
+	if sound {
 		err = o.fits()
 	}
 	check(&it.Format, err)
-	if err == nil && keysErr == nil && o.Encoding != UTF8 && o.Encoding != "" && o.Whole() {
+	if sound && err == nil && o.Encoding != UTF8 && o.Whole() {
 		warn(&it.Encoding, "encoding has no effect without secretKey: the file is the whole answer as JSON")
 	}
 	o.Care = p.care(&it, o.Read, check, warn)
 	return o
-}
-
-// keys reads secretKey: a key, EachKey, or a list of keys.
-func (o *Object) keys(n *yaml.Node) (err error) {
-	if list := resolve(n); list.Kind == yaml.SequenceNode {
-		o.Keys, err = keyList(list.Content)
-		return err
-	}
-	if o.Key, err = scalar("secretKey", n); err != nil {
-		return errors.New("secretKey is neither a plain text nor a list of them")
-	}
-	if o.Key == eachKey {
-		o.Key, o.Each = "", true
-	}
-	return nil
-}
-
-// keyList reads keys, of which no two may be written under the same name.
-func keyList(nodes []*yaml.Node) ([]string, error) {
-	switch {
-	case len(nodes) == 0:
-		return nil, errors.New("secretKey is an empty list")
-	case len(nodes) > maxKeys:
-		return nil, fmt.Errorf("secretKey lists more than %d keys", maxKeys)
-	}
-	keys, names := make([]string, len(nodes)), make(map[string]bool, len(nodes))
-	for i, n := range nodes {
-		key, err := scalar("secretKey", n)
-		if err != nil || key == "" {
-			return nil, errors.New("secretKey lists what is not a key")
-		}
-		name := KeyName(key)
-		if names[name] {
-			return nil, fmt.Errorf("secretKey lists %s twice", Quote(name))
-		}
-		keys[i], names[name] = key, true
-	}
-	return keys, nil
-}
-
-func format(n *yaml.Node) (Format, error) {
-	text, err := scalar("format", n)
-	if err != nil {
-		return "", err
-	}
-	switch f := Format(strings.ToLower(text)); f {
-	case "raw":
-		return Raw, nil
-	case Raw, JSON, YAML, Dotenv, Properties, PEM:
-		return f, nil
-	}
-	return "", fmt.Errorf("format %s is none of raw, json, yaml, dotenv, properties, pem", Quote(text))
 }
 
 // fits returns why the object's format cannot write what else is asked for.
@@ -282,153 +233,4 @@ func legalName(name string) error {
 		return fmt.Errorf("objectName has an element longer than %d bytes", maxNameElement)
 	}
 	return nil
-}
-
-func secretPath(n *yaml.Node) (clean, query string, err error) {
-	text, err := scalar("secretPath", n)
-	if err != nil {
-		return "", "", err
-	}
-	if text == "" {
-		return "", "", errors.New("secretPath is missing")
-	}
-	if clean, query, err = SplitPath(text); err != nil {
-		return "", "", fmt.Errorf("secretPath %w", err)
-	}
-	return clean, query, nil
-}
-
-// SplitPath splits a path?query of Vault's and brings both into the one form in which equal reads are equal. Its errors begin with
-// the path.
-func SplitPath(text string) (clean, query string, err error) {
-	text, query, _ = strings.Cut(text, "?")
-	clean, err = cleanPath(text)
-	if err == nil && clean == "v1" {
-		err = errEmpty
-	}
-	if err != nil {
-		return "", "", fmt.Errorf("%s %w", Quote(text), err)
-	}
-	values, err := url.ParseQuery(query)
-	if err != nil || strings.Contains(query, "#") || printable(query) != nil {
-		return "", "", fmt.Errorf("%s has a query that is not k=v pairs joined by &", Quote(text))
-	}
-	return strings.TrimPrefix(clean, "v1/"), values.Encode(), nil
-}
-
-func method(n *yaml.Node) (string, error) {
-	text, err := scalar("method", n)
-	if err != nil {
-		return "", err
-	}
-	switch verb := strings.ToUpper(text); verb {
-	case "":
-		return "GET", nil
-	case "GET", "PUT", "POST":
-		return verb, nil
-	}
-	return "", fmt.Errorf("method %s is none of GET, PUT, POST", Quote(text))
-}
-
-// secretArgs returns the arguments as JSON with sorted keys; its errors name nothing of them.
-func secretArgs(n *yaml.Node) (string, error) {
-	if isNull(n) {
-		return "", nil
-	}
-	var args map[string]any
-	if resolve(n).Kind != yaml.MappingNode || n.Decode(&args) != nil {
-		return "", errors.New("secretArgs is not a mapping of distinct keys")
-	}
-	if len(args) == 0 {
-		return "", nil
-	}
-	body, err := json.Marshal(args)
-	if err != nil {
-		return "", errors.New("secretArgs holds something that JSON cannot express")
-	}
-	return string(body), nil
-}
-
-// permission returns byDefault for 0 and for none. A number up to 0777 means what YAML makes of it; digits in quotes are octal, and
-// so are those of a larger number, because nobody who writes 600 means 01130: that is worth a warning.
-func permission(n *yaml.Node, byDefault int32) (mode int32, warning string, err error) {
-	text, err := scalar("filePermission", n)
-	if err != nil || text == "" {
-		return byDefault, "", err
-	}
-	var number uint64
-	if resolve(n).ShortTag() == "!!int" {
-		if err := n.Decode(&number); err != nil {
-			return 0, "", notMode(text)
-		}
-		if number > maxMode {
-			digits, err := strconv.ParseUint(text, 8, 32)
-			if err != nil || digits > maxMode {
-				return 0, "", fmt.Errorf("filePermission %s is %#o, above 0777", Quote(text), number)
-			}
-			warning = fmt.Sprintf("filePermission %s is read as %#o: without a leading 0 YAML takes it for a decimal number, %#o, which is no file mode; write %#o", text, digits, number, digits)
-			number = digits
-		}
-	} else if number, err = strconv.ParseUint(strings.TrimPrefix(text, "0o"), 8, 32); err != nil {
-		return 0, "", notMode(text)
-	} else if number > maxMode {
-		return 0, "", fmt.Errorf("filePermission %s is above 0777", Quote(text))
-	}
-	if number == 0 {
-		return byDefault, "", nil
-	}
-	return int32(number), warning, nil
-}
-
-func notMode(text string) error {
-	return fmt.Errorf("filePermission %s is not a file mode such as 0640", Quote(text))
-}
-
-func encoding(n *yaml.Node) (Encoding, error) {
-	text, err := scalar("encoding", n)
-	if err != nil {
-		return "", err
-	}
-	switch e := Encoding(strings.ToLower(text)); e {
-	case "":
-		return UTF8, nil
-	case UTF8, Base64, Hex:
-		return e, nil
-	}
-	return "", fmt.Errorf("encoding %s is none of utf-8, base64, hex", Quote(text))
-}
-
-func boolean(key string, n *yaml.Node) (bool, error) {
-	text, err := scalar(key, n)
-	switch {
-	case err != nil:
-		return false, err
-	case text == "true":
-		return true, nil
-	case text == "false", text == "":
-		return false, nil
-	}
-	return false, fmt.Errorf("%s %s is neither true nor false", key, Quote(text))
-}
-
-// scalar returns a text as it is written, whatever type YAML sees in it; empty when it is absent or null.
-func scalar(key string, n *yaml.Node) (string, error) {
-	if isNull(n) {
-		return "", nil
-	}
-	n = resolve(n)
-	if n.Kind != yaml.ScalarNode {
-		return "", fmt.Errorf("%s is not a plain text", key)
-	}
-	return n.Value, nil
-}
-
-// isNull reports whether n is null or the zero node of a key that is absent.
-func isNull(n *yaml.Node) bool { return resolve(n).ShortTag() == "!!null" }
-
-func resolve(n *yaml.Node) *yaml.Node {
-	if n.Kind == yaml.AliasNode {
-		return n.Alias
-	}
-	return n
 }

@@ -20,6 +20,9 @@ func (it *item) template(o *Object) (err error) {
 	if o.Template, err = scalar("template", &it.Template); err != nil {
 		return err
 	}
+	if o.Template == "" {
+		return errors.New("template is empty")
+	}
 	for _, other := range []struct {
 		key  string
 		node *yaml.Node

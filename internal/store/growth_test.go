@@ -39,12 +39,7 @@ func TestFileStopsGrowing(t *testing.T) {
 func BenchmarkCommit(b *testing.B) {
 	for _, leases := range []int{1_000, 10_000, 100_000} {
 		b.Run(fmt.Sprintf("leases=%d", leases), func(b *testing.B) {
-			dir := inMemory(b)
-			cfg := config(dir)
-			cfg.MaxBytes = 1 << 30
-			s := open(b, cfg)
-			grants := leases / leasesPerGrant
-			stock(b, s, grants)
+			s, dir, grants := stocked(b, leases)
 			before := size(b, dir)
 			b.ReportAllocs()
 			b.ResetTimer()
@@ -61,12 +56,7 @@ func BenchmarkCommitAfterEnds(b *testing.B) {
 	const left = 25
 	for _, leases := range []int{1_000, 10_000, 100_000} {
 		b.Run(fmt.Sprintf("leases=%d", leases), func(b *testing.B) {
-			dir := inMemory(b)
-			cfg := config(dir)
-			cfg.MaxBytes = 1 << 30
-			s := open(b, cfg)
-			grants := leases / leasesPerGrant
-			stock(b, s, grants)
+			s, dir, grants := stocked(b, leases)
 			for i := left; i < grants; i++ {
 				must(b, s.Delete(number(i)))
 			}
@@ -110,6 +100,17 @@ func BenchmarkBatching(b *testing.B) {
 			})
 		})
 	}
+}
+
+// stocked returns a store in memory that holds so many leases, its folder, and how many grants they are of.
+func stocked(b *testing.B, leases int) (s *store.Store, dir string, grants int) {
+	b.Helper()
+	dir = inMemory(b)
+	cfg := config(dir)
+	cfg.MaxBytes = 1 << 30
+	s, grants = open(b, cfg), leases/leasesPerGrant
+	stock(b, s, grants)
+	return s, dir, grants
 }
 
 // inMemory returns a folder on a tmpfs where there is one.
