@@ -104,7 +104,8 @@ func word(key string, n *yaml.Node, words ...string) (string, error) {
 	if err != nil || text == "" {
 		return "", err
 	}
-	i := slices.IndexFunc(words, func(w string) bool { return strings.ToLower(w) == strings.ToLower(text) })
+	lower := strings.ToLower(text) // not folded as Unicode is: no other letter stands for one of a word
+	i := slices.IndexFunc(words, func(w string) bool { return strings.ToLower(w) == lower })
 	if i < 0 {
 		return "", fmt.Errorf("%s %s is none of %s", key, Quote(text), strings.Join(words, ", "))
 	}
