@@ -49,12 +49,16 @@ var hostile = map[string]struct{ text, want string }{
 	"its own map":             {`{{ $d := sprig_dict "a" 1 }}{{ $_ := sprig_set $d "b" $d }}{{ $d | toYAML }}`, ""},
 }
 
-// TestHostile renders them one by one, to see what is said.
+// TestHostile renders them one by one, to see what is said. Only those that end by time alone are not waited for.
 func TestHostile(t *testing.T) {
 	for name, h := range hostile {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := renderWith(t, newRenderer("", 1500*time.Millisecond), h.text, answers(nil))
+			patience := time.Minute
+			if h.want == slow {
+				patience = time.Second
+			}
+			_, err := renderWith(t, newRenderer("", patience), h.text, answers(nil))
 			e, ok := errors.AsType[*template.Error](err)
 			if !ok || e.Object != "file" || !strings.Contains(e.Problem, h.want) {
 				t.Errorf("%v, want %q", err, h.want)
@@ -77,7 +81,7 @@ func TestCPUTime(t *testing.T) {
 
 // TestHostileTenants has twenty such templates rendered at once for three namespaces, and a neighbour's again and again meanwhile.
 func TestHostileTenants(t *testing.T) {
-	r := newRenderer("", 2*time.Second)
+	r := newRenderer("", 0)
 	neighbour := func() time.Duration {
 		began := time.Now()
 		out, err := r.Render(t.Context(), "neighbour", []template.Template{{Object: "file", Text: someone}}, answers(map[string]string{"kv/a": `{"data":{"a":"b"}}`}))
@@ -133,7 +137,7 @@ func TestHostileTenants(t *testing.T) {
 	grown := maxRSS(t) - before
 	t.Logf("the neighbour waited at most %v in %d turns, alone %v; at most %d children had %d KiB together, and their parent took %d KiB more",
 		worst.Round(time.Millisecond), turns, alone.Round(time.Millisecond), most, memory, grown)
-	if worst > 15*time.Second {
+	if worst > time.Minute { // each turn takes as long as its template may, and there are four at once
 		t.Errorf("the neighbour waited for %v", worst)
 	}
 	const kib, slack = 1 << 10, 8 << 20 // a child has about 6 MiB when it begins

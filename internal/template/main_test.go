@@ -49,12 +49,12 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// newRenderer returns one of children that this test is.
+// newRenderer returns one of children that this test is; a patience of 0 is the product's own.
 func newRenderer(argument string, patience time.Duration) *template.Renderer {
 	return template.NewRenderer(self, argument, patience)
 }
 
-const patient = 10 * time.Second
+const patient = time.Minute
 
 var takenOver = map[string]func(){
 	"mute":    wait,
