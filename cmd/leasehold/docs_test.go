@@ -3,6 +3,7 @@ package main
 import (
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -65,5 +66,19 @@ func TestReferenceListsTheParameters(t *testing.T) {
 		if !regexp.MustCompile("(?m)^\\|[^|]*`" + key + "`[^|]*\\|").MatchString(reference) {
 			t.Errorf("docs/reference.md has no row for %s", key)
 		}
+	}
+}
+
+// The index of the examples lists every one, and no other.
+func TestExamplesAreListed(t *testing.T) {
+	files, err := filepath.Glob("../../docs/examples/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range files {
+		files[i] = filepath.Base(files[i])
+	}
+	if listed := names(`\]\(([a-z-]+\.yaml)\)`, read(t, "docs/examples/README.md")); !slices.Equal(listed, files) {
+		t.Errorf("docs/examples/README.md lists\n%v\nand there are\n%v", listed, files)
 	}
 }

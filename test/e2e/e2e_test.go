@@ -14,7 +14,7 @@ type scenario struct {
 func TestEndToEnd(t *testing.T) {
 	s := start(t)
 	together := []scenario{
-		{"the class of the documentation", s.exampleClass},
+		{"the examples of the documentation", s.examples},
 		{"two volumes of one pod", s.twoVolumes},
 		{"key-value secrets and a certificate", s.staticSecrets},
 		{"templates and formats", s.renders},

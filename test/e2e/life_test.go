@@ -173,17 +173,7 @@ func (s *suite) keptAtTheEnd(t *testing.T) {
 	p := s.newPlace(t, "kept")
 	p.logins60s()
 	parameters := map[string]string{"roleName": p.role, "objects": credentials(p.role)}
-	p.apply(&unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": "secrets-store.csi.x-k8s.io/v1", "kind": "SecretProviderClass",
-		"metadata": map[string]any{"name": "synced"},
-		"spec": map[string]any{
-			"provider":   "vault",
-			"parameters": map[string]any{"roleName": p.role, "objects": credentials(p.role)},
-			"secretObjects": []any{map[string]any{
-				"secretName": "copy", "type": "Opaque", "data": []any{map[string]any{"objectName": "db_pass", "key": "password"}},
-			}},
-		},
-	}})
+	p.apply(newClass("synced", parameters, "db_pass"))
 	parameters["onPodEnd"] = "expire"
 	p.class("expires", parameters)
 	mark := s.auditMark(t)

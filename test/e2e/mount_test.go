@@ -8,10 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -19,65 +16,9 @@ import (
 	"github.com/hashicorp/vault/api"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
-
-// exampleClass runs the documentation's example as it stands; only the image of its pod is one that the bed has.
-func (s *suite) exampleClass(t *testing.T) {
-	p := s.newPlace(t, "example")
-	p.role = "my-app" // nobody else uses it
-	file, err := os.Open(filepath.Join("..", "..", "docs", "examples", "vault-db-creds.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = file.Close() }()
-	documents := utilyaml.NewYAMLOrJSONDecoder(file, 4096)
-	var pod *corev1.Pod
-	for {
-		object := &unstructured.Unstructured{}
-		err := documents.Decode(object)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		switch object.GetKind() {
-		case "SecretProviderClass":
-			p.apply(object)
-		case "Pod":
-			pod = &corev1.Pod{}
-			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, pod); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if pod == nil {
-		t.Fatal("the example has no pod")
-	}
-	pod.Spec.Containers[0].Image, pod.Spec.Containers[0].ImagePullPolicy = appImage, corev1.PullNever
-	pod.Spec.TerminationGracePeriodSeconds = new(int64(2)) // its shell does not obey SIGTERM
-
-	pod = p.run(pod)
-	credentials := p.login(pod)
-	p.mustLogIn(credentials)
-	held := p.mustHold(1)
-	if held.users[0] != credentials.user {
-		t.Error("the mounted user is not the one that Vault made")
-	}
-	if g := held.grants[0]; g.Pod != pod.Name || g.UID != string(pod.UID) || g.Volume != volume || g.State != "Active" ||
-		len(g.Leases) != 1 || g.Leases[0].Path != "database/creds/my-app" {
-		t.Errorf("leasehold leases says %+v", g)
-	}
-	p.delete(pod, metav1.DeleteOptions{})
-	p.awaitNothing()
-	p.mustNotBeHeld(held, credentials)
-	p.mustNotComplain()
-}
 
 func (s *suite) twoVolumes(t *testing.T) {
 	p := s.newPlace(t, "two-volumes")

@@ -113,15 +113,27 @@ func credentials(role string) string {
 // class makes a SecretProviderClass.
 func (p *place) class(name string, parameters map[string]string) {
 	p.t.Helper()
+	p.apply(newClass(name, parameters))
+}
+
+// newClass returns a SecretProviderClass; synced are names of files that the driver copies into a Secret of the class's name, under keys
+// of their names with dots for slashes.
+func newClass(name string, parameters map[string]string, synced ...string) *unstructured.Unstructured {
 	values := map[string]any{}
 	for key, value := range parameters {
 		values[key] = value
 	}
-	p.apply(&unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": "secrets-store.csi.x-k8s.io/v1", "kind": "SecretProviderClass",
-		"metadata": map[string]any{"name": name},
-		"spec":     map[string]any{"provider": "vault", "parameters": values},
-	}})
+	spec := map[string]any{"provider": "vault", "parameters": values}
+	var data []any
+	for _, file := range synced {
+		data = append(data, map[string]any{"objectName": file, "key": strings.ReplaceAll(file, "/", ".")})
+	}
+	if data != nil {
+		spec["secretObjects"] = []any{map[string]any{"secretName": name, "type": "Opaque", "data": data}}
+	}
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "secrets-store.csi.x-k8s.io/v1", "kind": "SecretProviderClass", "metadata": map[string]any{"name": name}, "spec": spec,
+	}}
 }
 
 func (p *place) apply(class *unstructured.Unstructured) {

@@ -3,6 +3,8 @@
 package e2e_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -36,6 +38,17 @@ func renderedObjects(role string) string {
 - objectName: app.json
   secretPath: secret/data/my-app
   format: json
+- objectName: app.yaml
+  secretPath: secret/data/my-app
+  format: yaml
+- objectName: app.ini
+  secretPath: secret/data/my-app
+  format: properties
+- objectName: tls.pem
+  secretPath: pki/issue/my-app
+  method: PUT
+  secretArgs: {common_name: app.example.test, ttl: 30m}
+  format: pem
 - objectName: keys
   secretPath: kv1/my-app
   secretKey: "*"
@@ -45,10 +58,17 @@ func renderedObjects(role string) string {
 `, role)
 }
 
-// renders mounts templates and formats, whose files must show one set of credentials and one answer of each path.
+// renderedFiles are the files of renderedObjects.
+var renderedFiles = []string{
+	"application.properties", ".pgpass", "db_user", "db_pass", "app.env", "app.json", "app.yaml", "app.ini", "tls.pem", "keys/username", "keys/password",
+}
+
+// renders mounts templates and formats, whose files must show one set of credentials and one answer of each path. The driver syncs them
+// all into a Secret, as they are.
 func (s *suite) renders(t *testing.T) {
 	p := s.newPlace(t, "renders")
-	p.class("rendered", map[string]string{"roleName": "my-app-role", "objects": renderedObjects(p.role)})
+	parameters := map[string]string{"roleName": "my-app-role", "syncedLeases": "revoke", "objects": renderedObjects(p.role)}
+	p.apply(newClass("rendered", parameters, renderedFiles...))
 	mark := s.auditMark(t)
 	pod := p.run(newPod("renders", "rendered"))
 	credentials := p.login(pod)
@@ -57,6 +77,8 @@ func (s *suite) renders(t *testing.T) {
 		".pgpass":                "*:*:*:" + credentials.user + ":" + credentials.password + "\n",
 		"app.env":                "password='kv2-password'\nusername='kv2-user'\n",
 		"app.json":               `{"password":"kv2-password","username":"kv2-user"}` + "\n",
+		"app.yaml":               "password: kv2-password\nusername: kv2-user\n",
+		"app.ini":                "password=kv2-password\nusername=kv2-user\n",
 		"keys/username":          "kv1-user",
 		"keys/password":          "kv1-password",
 	} {
@@ -65,8 +87,18 @@ func (s *suite) renders(t *testing.T) {
 		}
 	}
 	requests := s.audit(t, mark, p.ns)
+	p.eventually(t, "the Secret is as the files are", func(ctx context.Context) error {
+		secret, err := p.bed.Client().CoreV1().Secrets(p.ns).Get(ctx, "rendered", metav1.GetOptions{})
+		for _, file := range renderedFiles {
+			if err == nil && string(secret.Data[strings.ReplaceAll(file, "/", ".")]) != p.read(pod, volume, file) {
+				err = errors.New(file + " is not")
+			}
+		}
+		return err
+	})
 	want := map[string]int{
-		"update auth/kubernetes/login": 1, "read database/creds/" + p.role: 1, "read kv1/my-app": 1, "read secret/data/my-app": 1, "read secret/data/not-there": 1,
+		"update auth/kubernetes/login": 1, "read database/creds/" + p.role: 1, "read kv1/my-app": 1, "read secret/data/my-app": 1,
+		"read secret/data/not-there": 1, "update pki/issue/my-app": 1,
 	}
 	if !maps.Equal(requests, want) {
 		t.Errorf("Vault was asked %v, want %v", requests, want)
