@@ -26,10 +26,12 @@ type vaultWrite struct {
 
 // appPolicy is what my-app-role may read: everything the bed's Vault offers, and no more.
 const appPolicy = `
-path "database/creds/*"   { capabilities = ["read"] }
-path "kv1/*"              { capabilities = ["read"] }
-path "secret/data/*"      { capabilities = ["read"] }
-path "pki/issue/*"        { capabilities = ["create", "update"] }
+path "database/creds/*"        { capabilities = ["read"] }
+path "database/static-creds/*" { capabilities = ["read"] }
+path "kv1/*"                   { capabilities = ["read"] }
+path "secret/data/*"           { capabilities = ["read"] }
+path "pki/issue/*"             { capabilities = ["create", "update"] }
+path "pki/revoke"              { capabilities = ["update"] }
 `
 
 // createRole is what Vault runs in PostgreSQL for each read of database credentials.

@@ -15,6 +15,7 @@ func TestEndToEnd(t *testing.T) {
 	s := start(t)
 	together := []scenario{
 		{"the examples of the documentation", s.examples},
+		{"Vault is as the unit tests take it to be", s.vaultIsAsTheFake},
 		{"two volumes of one pod", s.twoVolumes},
 		{"key-value secrets and a certificate", s.staticSecrets},
 		{"templates and formats", s.renders},

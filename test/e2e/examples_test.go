@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/hashicorp/vault/api"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
@@ -132,10 +133,12 @@ func commandsOf(t *testing.T, text string) string {
 	return strings.Join(commands, "")
 }
 
-// shell runs commands as an administrator.
+// shell runs commands as an administrator, also when the test is over.
 func (p *place) shell(script string) {
 	p.t.Helper()
-	cmd, err := p.bed.Shell(p.t.Context(), p.ns, script)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.t.Context()), patience)
+	defer cancel()
+	cmd, err := p.bed.Shell(ctx, p.ns, script)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -256,12 +259,12 @@ func (p *place) checkFilesPerKey(pod *corev1.Pod) {
 // enableAppRole mounts the auth method where the examples look for it.
 func (s *suite) enableAppRole(t *testing.T) {
 	t.Helper()
-	cmd, err := s.bed.Shell(t.Context(), "default", "vault auth list | grep -q ^approle/ || vault auth enable approle")
+	enabled, err := s.vault.Sys().ListAuthWithContext(t.Context())
+	if err == nil && enabled["approle/"] == nil {
+		err = s.vault.Sys().EnableAuthWithOptionsWithContext(t.Context(), "approle", &api.EnableAuthOptions{Type: "approle"})
+	}
 	if err != nil {
 		t.Fatal(err)
-	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
 	}
 }
 
@@ -304,9 +307,7 @@ func frequentRotation(_ *place, text string) string {
 // checkStaticRole follows two passwords that Vault makes.
 func (p *place) checkStaticRole(pod *corev1.Pod) {
 	p.t.Cleanup(func() {
-		if _, err := p.vault.Logical().DeleteWithContext(context.WithoutCancel(p.t.Context()), "database/static-roles/"+p.role+"-db"); err != nil {
-			p.t.Error(err)
-		}
+		p.shell("vault delete database/static-roles/" + p.role + "-db; psql -c 'DROP ROLE \"" + p.role + "\"'")
 	})
 	seen := map[string]bool{}
 	p.eventually(p.t, "the file had three passwords that work", func(ctx context.Context) error {

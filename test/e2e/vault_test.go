@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/vault/api"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 	"github.com/leasehold-csi/leasehold/test/bed"
 )
 
@@ -36,6 +37,19 @@ func (s *suite) lease(ctx context.Context, id string) (*api.Secret, error) {
 		return nil, nil
 	}
 	return found, err
+}
+
+// vaultIsAsTheFake has the conversations with Vault that the fake of the unit tests is made after.
+func (s *suite) vaultIsAsTheFake(t *testing.T) {
+	p := s.newPlace(t, "calibration")
+	p.shell(`psql -c 'CREATE ROLE fixed LOGIN'; vault write database/static-roles/fixed db_name=postgres username=fixed rotation_period=1h`)
+	t.Cleanup(func() { p.shell(`vault delete database/static-roles/fixed; psql -c 'DROP ROLE fixed'`) })
+	for _, sequence := range vaulttest.Calibration {
+		if err := sequence.Run(t.Context(), http.DefaultClient, s.bed.State().Vault.Address, p.token("my-app", "vault")); err != nil {
+			t.Errorf("%s: %v", sequence.Name, err)
+		}
+	}
+	p.awaitNothing()
 }
 
 // age tells how long ago a lease was issued.

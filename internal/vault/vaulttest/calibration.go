@@ -1,5 +1,15 @@
 package vaulttest
 
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+)
+
 // Step is one request and what a server must answer.
 type Step struct {
 	Method string
@@ -13,11 +23,52 @@ type Step struct {
 
 // Sequence is a client's conversation, from its first request without a token.
 //
-// In path and body $jwt is a service account token that the role admits, $token and $lease are the client_token and
-// lease_id last answered; $token is also what each request is sent with, once there is one.
+// In body and Has $jwt is a service account token that the role admits, $token, $lease and $serial are the client_token, lease_id and
+// serial_number last answered; $token is also what each request is sent with, once there is one.
 type Sequence struct {
 	Name  string
 	Steps []Step
+}
+
+var answered = regexp.MustCompile(`"(client_token|lease_id|serial_number)":"([^"]+)"`)
+
+// Run has the conversation with the server at url. The error says each answer that is not what it must be.
+func (s Sequence) Run(ctx context.Context, client *http.Client, url, jwt string) error {
+	last := map[string]string{}
+	fill := func(text string) string {
+		return strings.NewReplacer("$jwt", jwt, "$token", last["client_token"], "$lease", last["lease_id"], "$serial", last["serial_number"]).Replace(text)
+	}
+	var faults []error
+	for _, step := range s.Steps {
+		request, err := http.NewRequestWithContext(ctx, step.Method, url+"/v1/"+step.Path, strings.NewReader(fill(step.Body)))
+		if err != nil {
+			return err
+		}
+		request.Header.Set("X-Vault-Request", "true")
+		request.Header.Set("X-Vault-Token", last["client_token"])
+		answer, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		body, err := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		if err != nil {
+			return err
+		}
+		text := string(body)
+		for _, found := range answered.FindAllStringSubmatch(text, -1) {
+			last[found[1]] = found[2]
+		}
+		if answer.StatusCode != step.Status {
+			faults = append(faults, fmt.Errorf("%s %s: status %d, want %d: %s", step.Method, step.Path, answer.StatusCode, step.Status, text))
+		}
+		for _, want := range step.Has {
+			if !strings.Contains(text, fill(want)) {
+				faults = append(faults, fmt.Errorf("%s %s: %s\nlacks %s", step.Method, step.Path, text, want))
+			}
+		}
+	}
+	return errors.Join(faults...)
 }
 
 var logIn = Step{
@@ -41,8 +92,9 @@ const (
 )
 
 // Calibration is what this fake and a real server must agree on. It needs the kubernetes auth role my-app-role
-// (token_ttl 20m, no maximum of its own, default policy), which may read database/creds/ and secret/data/, the database
-// role my-app (default_ttl 1h, max_ttl 24h), and a KV version 2 engine at secret/. Nothing may be called "absent".
+// (token_ttl 20m, no maximum of its own, default policy), which may read database/creds/, database/static-creds/ and secret/data/ and
+// use all of pki/, the database roles my-app (default_ttl 1h, max_ttl 24h) and, static, fixed (rotation_period 1h), the role my-app of a PKI
+// engine (keys of type ec), and a KV version 2 engine at secret/. Nothing may be called "absent".
 var Calibration = []Sequence{
 	{"a token ends", []Step{
 		logIn,
@@ -108,6 +160,27 @@ var Calibration = []Sequence{
 		{Method: "PUT", Path: "auth/nowhere/login", Body: `{"role":"my-app-role","jwt":"$jwt"}`, Status: 403,
 			Has: []string{"permission denied"}},
 		{Method: "GET", Path: "database/creds/my-app", Status: 403, Has: []string{`{"errors":["permission denied"]}`}},
+	}},
+	{"a certificate", []Step{
+		logIn,
+		{Method: "PUT", Path: "pki/issue/my-app", Body: `{"common_name":"app.local","ttl":"5m"}`, Status: 200, Has: []string{
+			`"lease_id":""`, `"lease_duration":0`, `"renewable":false`, `"auth":null`, `"private_key_type":"ec"`, `"expiration":`,
+			`"ca_chain":["-----BEGIN CERTIFICATE-----`, `"certificate":"-----BEGIN CERTIFICATE-----`, `"issuing_ca":"-----BEGIN CERTIFICATE-----`,
+		}},
+		{Method: "PUT", Path: "pki/issue/my-app", Body: `{"ttl":"5m"}`, Status: 400},
+		{Method: "PUT", Path: "pki/revoke", Body: `{"serial_number":"$serial"}`, Status: 200, Has: []string{`"revocation_time":1`, `"state":"revoked"`}},
+		{Method: "PUT", Path: "pki/revoke", Body: `{"serial_number":"$serial"}`, Status: 200, Has: []string{`"revocation_time":1`}},
+		{Method: "PUT", Path: "pki/revoke", Body: `{"serial_number":"00:11:22"}`, Status: 400, Has: []string{"certificate with serial 00:11:22 not found"}},
+		{Method: "PUT", Path: "auth/token/revoke-self", Status: 204},
+	}},
+	{"a static role", []Step{
+		logIn,
+		{Method: "GET", Path: "database/static-creds/fixed", Status: 200, Has: []string{
+			`"lease_id":""`, `"lease_duration":0`, `"renewable":false`, `"username":"fixed"`, `"password":"`, `"rotation_period":3600`, `"ttl":3`,
+			`"last_vault_rotation":"2`,
+		}},
+		{Method: "GET", Path: "database/static-creds/absent", Status: 400, Has: []string{"unknown role: absent"}},
+		{Method: "PUT", Path: "auth/token/revoke-self", Status: 204},
 	}},
 	{"health", []Step{
 		{Method: "GET", Path: "sys/health", Status: 200, Has: []string{`"sealed":false`, `"cluster_id":"`}},

@@ -68,10 +68,11 @@ func (c *client) do(request string, status int, has ...string) string {
 }
 
 func (c *client) fill(s string) string {
-	return strings.NewReplacer("$token", c.token, "$lease", c.lease, "$jwt", vaulttest.Identity{
-		Namespace: "default", ServiceAccount: "my-app", Pod: "app-0",
-	}.JWT()).Replace(s)
+	return strings.NewReplacer("$token", c.token, "$lease", c.lease, "$jwt", appJWT).Replace(s)
 }
+
+// appJWT is a token that the role my-app-role admits.
+var appJWT = vaulttest.Identity{Namespace: "default", ServiceAccount: "my-app", Pod: "app-0"}.JWT()
 
 // field returns a text in a JSON answer by its name, wherever it is.
 func field(text, name string) string {
@@ -93,6 +94,8 @@ func newVault(t *testing.T) *vaulttest.Vault {
 	v.Role("my-app-role", vaulttest.Role{ServiceAccounts: []string{"my-app"}, Audience: "vault", TTL: 20 * time.Minute})
 	v.Dynamic("database/creds/my-app", vaulttest.Dynamic{TTL: time.Hour, MaxTTL: 24 * time.Hour})
 	v.KV2("secret/data/x", map[string]any{"a": "1"})
+	v.PKI("pki/issue/my-app", false)
+	v.Static("database/static-creds/fixed", time.Hour)
 	return v
 }
 
@@ -101,16 +104,14 @@ func TestCalibration(t *testing.T) {
 		t.Run(s.Name, func(t *testing.T) {
 			v := newVault(t)
 			for _, transport := range []string{"round trip", "socket"} {
+				c := &http.Client{Transport: v}
 				if transport == "socket" {
 					v.Serve(t)
+					c.Transport = &http.Transport{}
+					defer c.CloseIdleConnections()
 				}
-				c := newClient(t, v)
-				if transport == "socket" {
-					c.http = &http.Client{Transport: &http.Transport{}}
-					defer c.http.CloseIdleConnections()
-				}
-				for _, step := range s.Steps {
-					c.do(step.Method+" "+step.Path+" "+step.Body, step.Status, step.Has...)
+				if err := s.Run(t.Context(), c, v.URL, appJWT); err != nil {
+					t.Errorf("%s: %v", transport, err)
 				}
 			}
 			for _, token := range v.Tokens() {
