@@ -220,6 +220,27 @@ func TestEditedClassSupersedes(t *testing.T) {
 	})
 }
 
+// TestWhatWasSeenOfThePodStays: a grant that nobody could look at yet knows what an earlier one of its volume knew.
+func TestWhatWasSeenOfThePodStays(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.mount(n.request("p", wantCreds...))
+		synctest.Wait()
+		n.mu.Lock()
+		n.blind = true
+		n.mu.Unlock()
+		n.mount(n.request("p", append(wantCreds, "k="+kv+"#k")...))
+		grants, err := n.store.OfPod("p")
+		if err != nil || len(grants) != 2 {
+			t.Fatalf("%d grants: %v", len(grants), err)
+		}
+		for _, g := range grants {
+			if !g.FolderSeen || g.Grace != 30*time.Second {
+				t.Errorf("a grant in state %s: folder seen %t, grace period %s", g.State, g.FolderSeen, g.Grace)
+			}
+		}
+	})
+}
+
 func TestEndWaitsForReadsUnderWay(t *testing.T) {
 	for _, stage := range []vaulttest.Stage{vaulttest.BeforeEffect, vaulttest.AfterEffect} {
 		bubble(t, func(t *testing.T, n *node) {

@@ -180,6 +180,8 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 		c, dropped, before = claim{first: len(grants) == 0}, nil, grant.Grant{}
 		for _, g := range grants {
 			fresh.Created = min(fresh.Created, g.Created)
+			// What was seen of the pod holds, whatever grant of its volume it was seen for: there may be no second look.
+			fresh.Grace, fresh.FolderSeen = max(fresh.Grace, g.Grace), fresh.FolderSeen || g.FolderSeen
 			same := g.Digest == req.Spec.Digest
 			if same && !g.SecretID.IsZero() {
 				fresh.SecretID = g.SecretID
