@@ -14,18 +14,22 @@ var pkiKeys = []string{certificate, "ca_chain", "issuing_ca", "private_key"}
 
 const certificate = "certificate"
 
-// pem joins the blocks of the object's keys in their order. Of the whole answer it is those of pkiKeys, with private keys last.
 func (r *reply) pem(o spec.Object) ([]byte, error) {
+	blocks, err := r.blocks(o)
+	return bytes.Join(blocks, nil), err
+}
+
+// blocks are those of the object's keys in their order. Of the whole answer it is those of pkiKeys, with private keys last.
+func (r *reply) blocks(o spec.Object) ([][]byte, error) {
 	if !o.Whole() {
 		entries, err := r.entries(o)
 		if err != nil {
 			return nil, err
 		}
-		blocks, err := pemBlocks(entries)
-		return bytes.Join(blocks, nil), err
+		return pemBlocks(entries)
 	}
 	if _, ok := r.fields[certificate]; !ok {
-		return nil, fmt.Errorf("has no key %q, as a PKI engine's would, so that format pem needs secretKey; %s", certificate, r.keys())
+		return nil, fmt.Errorf("has no key %q, as a PKI engine's would, so that format %s needs secretKey; %s", certificate, o.Format, r.keys())
 	}
 	var entries []entry
 	for _, key := range pkiKeys {
@@ -38,13 +42,18 @@ func (r *reply) pem(o spec.Object) ([]byte, error) {
 	blocks, err := pemBlocks(entries)
 	var public, private [][]byte
 	for _, block := range blocks {
-		if first, _, _ := bytes.Cut(block, []byte("\n")); bytes.HasSuffix(first, []byte("PRIVATE KEY-----")) {
+		if isPrivateKey(block) {
 			private = append(private, block)
 		} else {
 			public = append(public, block)
 		}
 	}
-	return bytes.Join(append(public, private...), nil), err
+	return append(public, private...), err
+}
+
+func isPrivateKey(block []byte) bool {
+	first, _, _ := bytes.Cut(block, []byte("\n"))
+	return bytes.HasSuffix(first, []byte("PRIVATE KEY-----"))
 }
 
 // pemBlocks are the blocks of all entries, each once: an issuer can be the chain's first, and a root its own issuer.
