@@ -21,8 +21,11 @@ type entry struct {
 
 // format writes what an object asks for in its format.
 func (r *reply) format(o spec.Object) ([]byte, error) {
-	if o.Format == spec.PEM {
+	switch o.Format {
+	case spec.PEM:
 		return r.pem(o)
+	case spec.PKCS12:
+		return r.pkcs12(o)
 	}
 	if o.Key != "" && (o.Format == spec.JSON || o.Format == spec.YAML) {
 		value, err := r.lookup(o.Key)

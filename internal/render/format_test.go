@@ -192,8 +192,9 @@ func TestFormatsOfRawAnswers(t *testing.T) {
 		}
 	}
 	refused(object, "0\x82", "is not PEM: it holds no block")
-	object.Format = spec.YAML
-	refused(object, cert, "can be written in the formats raw and pem only")
+	for _, object.Format = range []spec.Format{spec.YAML, spec.PKCS12} {
+		refused(object, cert, "can be written in the formats raw and pem only")
+	}
 	object.Format, object.Each = spec.Raw, true
 	refused(object, cert, "has no keys to choose: leave out secretKey")
 }
@@ -234,6 +235,7 @@ func TestOptional(t *testing.T) {
 		{"deleted version", spec.Object{Format: spec.JSON}, holds(`{"data":{"data":null,"metadata":{}}}`), true},
 		{"all keys", spec.Object{Each: true}, holds(`{"data":{"data":{}}}`), true},
 		{"certificate", spec.Object{Format: spec.PEM, Key: "b"}, holds(`{"data":{"a":"1"}}`), true},
+		{"store", spec.Object{Format: spec.PKCS12, Keys: []string{"a", "b"}}, holds(`{"data":{"a":"1"}}`), true},
 		{"key that is there", spec.Object{Key: "a"}, holds(`{"data":{"a":""}}`), false},
 	} {
 		for _, optional := range []bool{true, false} {

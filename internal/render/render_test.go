@@ -228,11 +228,14 @@ func BenchmarkFormats(b *testing.B) {
 		block("CERTIFICATE", strings.Repeat("c", 900)), block("CERTIFICATE", strings.Repeat("i", 900)), block("RSA PRIVATE KEY", strings.Repeat("k", 1200))), "\n", `\n`))
 	for name, o := range map[string]spec.Object{
 		"raw": {}, "each": {Each: true}, "json": {Format: spec.JSON}, "yaml": {Format: spec.YAML}, "dotenv": {Format: spec.Dotenv},
-		"properties": {Format: spec.Properties}, "pem": {Format: spec.PEM},
+		"properties": {Format: spec.Properties}, "pem": {Format: spec.PEM}, "pkcs12": {Format: spec.PKCS12, Password: "changeit"},
 	} {
 		given := kv
-		if o.Format == spec.PEM {
+		switch o.Format {
+		case spec.PEM:
 			given = pki
+		case spec.PKCS12:
+			given = answers(strings.ReplaceAll(fmt.Sprintf(`{"data":{"certificate":"%s","private_key":"%s"}}`, fixedCertificate, fixedKey), "\n", `\n`))
 		}
 		o.Name, o.Read = "file", creds
 		b.Run(name, func(b *testing.B) {

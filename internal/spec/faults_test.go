@@ -93,7 +93,7 @@ func TestParseFaults(t *testing.T) {
 		{"args not JSON", item("secretArgs: {a: .nan}"), `object "x": secretArgs holds something`},
 		{"args with inner keys of no text", item("secretArgs: {a: {1: canary}}"), `object "x": secretArgs holds something`},
 		{"encoding", item("encoding: rot13"), `object "x": encoding "rot13" is none of`},
-		{"format", item("format: toml"), `object "x": format "toml" is none of raw, json, yaml, dotenv, properties, pem`},
+		{"format", item("format: toml"), `object "x": format "toml" is none of raw, json, yaml, dotenv, properties, pem, pkcs12`},
 		{"format a list", item("format: [json]"), `object "x": format is not a plain text`},
 		{"key a mapping", item("secretKey: {a: b}"), `object "x": secretKey is neither a plain text nor a list of them`},
 		{"keys without format", item("secretKey: [a]"), `object "x": secretKey lists keys, which needs a format`},
@@ -104,6 +104,17 @@ func TestParseFaults(t *testing.T) {
 		{"too many keys", item("secretKey: ["+strings.Repeat("a,", 513)+"]", "format: json"), `object "x": secretKey lists more than 512 keys`},
 		{"all keys in a format", item("secretKey: '*'", "format: yaml"), `object "x": format yaml is not for secretKey "*"`},
 		{"encoding in a format", item("format: pem", "encoding: hex"), `object "x": encoding hex is not for format pem`},
+		{"no password", item("format: pkcs12"), `object "x": password is missing, which format pkcs12 needs; Java's own is changeit`},
+		{"empty password", item("format: pkcs12", "password: ''"), `object "x": password is missing`},
+		{"password a list", item("format: pkcs12", "password: [canary]"), `object "x": password is not a plain text`},
+		{"password of another format", item("format: pem", "password: canary"), `object "x": password is for format pkcs12 only`},
+		{"password of no format", item("password: canary"), `object "x": password is for format pkcs12 only`},
+		{"password of a wrong format", item("format: p12", "password: canary"), `object "x": format "p12" is none of`},
+		{"password that Java takes for none", item("format: pkcs12", "password: canaryé"), `object "x": password is not made of at most 128 printable ASCII characters, which is what Java takes`},
+		{"password of two lines", item("format: pkcs12", `password: "canary\n"`), `object "x": password is not made of at most 128 printable ASCII characters`},
+		{"long password", item("format: pkcs12", "password: "+strings.Repeat("canary", 22)), `object "x": password is not made of at most 128 printable ASCII characters`},
+		{"all keys in a store", item("secretKey: '*'", "format: pkcs12", "password: x"), `object "x": format pkcs12 is not for secretKey "*"`},
+		{"many stores", stores(17), "objects has more than 16 items of format pkcs12"},
 		{"folder of a long name", param("objects", "- {objectName: "+strings.Repeat("a/", 2000)+"a, secretPath: kv/x, secretKey: '*'}"), `object "a/a/`},
 		{"folder and file", param("objects", "- {objectName: a, secretPath: kv/x, secretKey: '*'}\n- {objectName: a/b, secretPath: kv/x}"), `object "a": objectName is also a folder of object "a/b"`},
 		{"folder twice", param("objects", "- {objectName: a, secretPath: kv/x, secretKey: '*'}\n- {objectName: a, secretPath: kv/y, secretKey: '*'}"), `object "a": objectName is given more than once`},
@@ -130,6 +141,15 @@ func TestParseFaults(t *testing.T) {
 			}
 		})
 	}
+}
+
+// stores is a change of objects to n of format pkcs12.
+func stores(n int) func(*call) {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "- {objectName: s%d, secretPath: kv/x, format: pkcs12, password: changeit}\n", i)
+	}
+	return param("objects", b.String())
 }
 
 func TestParseMalformedInput(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -46,6 +47,7 @@ func FuzzParseObjects(f *testing.F) {
 	f.Add("- {objectName: a/b, secretPath: '/v1/a?version=2&a', method: put, encoding: hex, filePermission: 0o600}")
 	f.Add("- &a {objectName: a, secretPath: b, secretArgs: &b {c: [1, 2.5, 2020-01-01, !!binary YQ==]}}\n- {<<: *a, objectName: c}")
 	f.Add("- {objectName: a, secretPath: b, secretKey: '*', optional: true}\n- {objectName: c, secretPath: b, secretKey: [a.b, 'c\\.d', 1], format: dotenv}")
+	f.Add("- {objectName: a, secretPath: b, format: pkcs12, password: changeit}\n- {objectName: c, secretPath: b, secretKey: [a, b], format: PKCS12, password: \" ~é\"}\n- {objectName: d, secretPath: b, password: ''}")
 	f.Add("- {objectName: a, secretPath: pki/issuer/x/issue/b, method: PUT, renewAt: 95%, revokeOnEnd: yes, refreshInterval: 10s}\n- {objectName: b, secretPath: pki/issuer/x/issue/b, method: POST, renewAt: 10}")
 	f.Add("- {objectName: a, secretPath: b, secretArgs: {? [a] : b}, filePermission: \"0600\"}")
 	f.Fuzz(func(t *testing.T, objects string) {
@@ -120,6 +122,9 @@ func checkParse(t *testing.T, in spec.Input, defaults spec.Defaults) {
 		several := len(o.Keys) > 0
 		if o.Key != "" && (several || o.Each) || several && (o.Each || o.Format == spec.Raw) || o.Each && o.Format != spec.Raw || o.Format != spec.Raw && o.Encoding != spec.UTF8 {
 			t.Errorf("an object that contradicts itself: %+v", o)
+		}
+		if (o.Password != "") != (o.Format == spec.PKCS12) || !regexp.MustCompile(`^[ -~]{0,128}$`).MatchString(o.Password) {
+			t.Errorf("password %q for format %q", o.Password, o.Format)
 		}
 	}
 }

@@ -17,6 +17,11 @@ const (
 	nodeCost = 64
 
 	maxNameElement = 255 // bytes; the driver's limit
+
+	// maxStores bounds the items of format pkcs12: each costs a millisecond and more at every republish, because a password must be slow
+	// to try out.
+	maxStores   = 16
+	maxPassword = 128 // characters
 )
 
 // item is one entry of objects. Its fields stay nodes, because the YAML package's own errors repeat values, and secretArgs may
@@ -30,6 +35,7 @@ type item struct {
 	FilePermission yaml.Node `yaml:"filePermission"`
 	Encoding       yaml.Node `yaml:"encoding"`
 	Format         yaml.Node `yaml:"format"`
+	Password       yaml.Node `yaml:"password"`
 	Optional       yaml.Node `yaml:"optional"`
 	Template       yaml.Node `yaml:"template"`
 
@@ -50,6 +56,7 @@ func (p *parser) parseObjects(mode int32) []Object {
 		objects[i] = p.object(fmt.Sprintf("object %d", i+1), node, mode)
 	}
 	p.distinct(objects)
+	p.fewStores(objects)
 	oneVerb(objects)
 	return objects
 }
@@ -158,9 +165,12 @@ func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 	check(&it.Encoding, encodingErr)
 	o.Optional, err = boolean("optional", &it.Optional)
 	check(&it.Optional, err)
-	format, err := word("format", &it.Format, "raw", string(JSON), string(YAML), string(Dotenv), string(Properties), string(PEM))
+	format, err := word("format", &it.Format, "raw", string(JSON), string(YAML), string(Dotenv), string(Properties), string(PEM), string(PKCS12))
 	if format != "raw" {
 		o.Format = Format(format)
+	}
+	if err == nil {
+		check(&it.Password, o.password(&it.Password))
 	}
 	sound := err == nil && keysErr == nil && encodingErr == nil
 	if sound {
@@ -178,7 +188,7 @@ func (p *parser) object(label string, node *yaml.Node, mode int32) Object {
 func (o *Object) fits() error {
 	switch {
 	case o.Format == Raw && len(o.Keys) > 0:
-		return errors.New("secretKey lists keys, which needs a format: json, yaml, dotenv, properties or pem")
+		return errors.New("secretKey lists keys, which needs a format: json, yaml, dotenv, properties, pem or pkcs12")
 	case o.Each && len(o.Name) > maxText-len("/")-maxNameElement:
 		return errors.New("objectName is too long for a folder that files are written into")
 	case o.Format != Raw && o.Each:
@@ -187,6 +197,34 @@ func (o *Object) fits() error {
 		return fmt.Errorf("encoding %s is not for format %s, which writes texts as they are", o.Encoding, o.Format)
 	}
 	return nil
+}
+
+// password reads what the file is locked with, in the characters that Java takes.
+func (o *Object) password(n *yaml.Node) (err error) {
+	o.Password, err = scalar("password", n)
+	switch {
+	case err != nil:
+		return err
+	case o.Format != PKCS12 && o.Password != "":
+		return errors.New("password is for format pkcs12 only")
+	case o.Format == PKCS12 && o.Password == "":
+		return errors.New("password is missing, which format pkcs12 needs; Java's own is changeit")
+	case len(o.Password) > maxPassword || strings.ContainsFunc(o.Password, func(r rune) bool { return r < ' ' || r > '~' }):
+		return fmt.Errorf("password is not made of at most %d printable ASCII characters, which is what Java takes", maxPassword)
+	}
+	return nil
+}
+
+func (p *parser) fewStores(objects []Object) {
+	stores := 0
+	for _, o := range objects {
+		if o.Format == PKCS12 {
+			stores++
+		}
+	}
+	if stores > maxStores {
+		p.faultf(place{key: objectsKey}, "objects has more than %d items of format pkcs12", maxStores)
+	}
 }
 
 // distinct checks that no name is given twice, and that none is a folder of another. With slashes sorted before every other

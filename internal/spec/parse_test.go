@@ -175,6 +175,8 @@ func TestParseObject(t *testing.T) {
 		{"keys", "secretPath: kv/x\n  secretKey: [b, 1, a.c]\n  format: Dotenv", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Keys: []string{"b", "1", "a.c"}, Format: spec.Dotenv}},
 		{"raw", "secretPath: kv/x\n  format: raw", spec.Object{Read: spec.Read{Method: "GET", Path: base}}},
 		{"format of all", "secretPath: kv/x\n  format: pem", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Format: spec.PEM}},
+		{"store", "secretPath: kv/x\n  format: PKCS12\n  password: 0012", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Format: spec.PKCS12, Password: "0012"}},
+		{"no password", "secretPath: kv/x\n  password: ~", spec.Object{Read: spec.Read{Method: "GET", Path: base}}},
 		{"optional", "secretPath: kv/x\n  optional: true", spec.Object{Read: spec.Read{Method: "GET", Path: base}, Optional: true}},
 		{"not optional", "secretPath: kv/x\n  optional: false", spec.Object{Read: spec.Read{Method: "GET", Path: base}}},
 		{"unknown key", "secretPath: kv/x\n  objectVersion: 3", spec.Object{Read: spec.Read{Method: "GET", Path: base}}},

@@ -155,6 +155,8 @@ type Object struct {
 	Each bool
 	// Format is how the file is written.
 	Format Format
+	// Password is what a PKCS12 file is locked with: no secret, because it stands in the class. Empty for every other format.
+	Password string
 	// Optional: what is not in Vault makes no file, and no error.
 	Optional bool
 	// Template is rendered into the file; empty for an object that names what it reads. Then Read is of no request.
@@ -187,7 +189,7 @@ func (s *Spec) Optional(r Read) bool {
 // Format is how a file is written.
 type Format string
 
-// The formats. All but Raw end with a newline, or are empty.
+// The formats. All but Raw and PKCS12 end with a newline, or are empty.
 const (
 	// Raw writes a value as it is, and the whole answer as a JSON object of its data.
 	Raw        Format = ""
@@ -197,6 +199,8 @@ const (
 	Properties Format = "properties"
 	// PEM joins the PEM blocks of values.
 	PEM Format = "pem"
+	// PKCS12 is a key store of such blocks: a private key, its certificate and the chain.
+	PKCS12 Format = "pkcs12"
 )
 
 // Encoding says how Vault's text becomes the file's bytes.

@@ -28,7 +28,7 @@ func (it *item) template(o *Object) (err error) {
 		node *yaml.Node
 	}{
 		{"secretPath", &it.SecretPath}, {"secretKey", &it.SecretKey}, {"method", &it.Method}, {"secretArgs", &it.SecretArgs},
-		{"encoding", &it.Encoding}, {"format", &it.Format}, {"optional", &it.Optional}, {refreshInterval, &it.RefreshInterval},
+		{"encoding", &it.Encoding}, {"format", &it.Format}, {"password", &it.Password}, {"optional", &it.Optional}, {refreshInterval, &it.RefreshInterval},
 		{"renewAt", &it.RenewAt}, {"revokeOnEnd", &it.RevokeOnEnd},
 	} {
 		if !isNull(other.node) {

@@ -32,6 +32,7 @@ func TestTemplateFaults(t *testing.T) {
 		"no text":        {`template: [x]`, "template is not a plain text"},
 		"with a path":    {"template: x\n  secretPath: kv/a", "secretPath has no place beside template"},
 		"with a key":     {"template: x\n  secretKey: k", "secretKey has no place beside template"},
+		"with password":  {"template: x\n  password: canary", "password has no place beside template"},
 		"with a pace":    {"template: x\n  refreshInterval: 1m", "refreshInterval has no place beside template"},
 		"reaches out":    {`template: '{{ file "canary" }}'`, "template, line 1, column 4: function file is refused: it reads files"},
 		"does not parse": {`template: '{{ if'`, "template, line 1"},
