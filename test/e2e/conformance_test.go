@@ -111,6 +111,7 @@ func realClasses(vault bed.VaultState) []realClass {
 		{name: "as-dotenv", objects: "- {objectName: f, secretPath: KV, secretKey: [text, number], format: dotenv}", files: map[string]string{"f": "text='plain'\nnumber='42'\n"}},
 		{name: "as-properties", objects: "- {objectName: f, secretPath: KV, secretKey: [text, a.b], format: properties}", files: map[string]string{"f": `text=plain\na\.b=dotted` + "\n"}},
 		{name: "as-pem", objects: "- {objectName: f, secretPath: pki/issue/my-app, method: PUT, format: pem, secretArgs: {common_name: a.test, ttl: 30m}}", files: map[string]string{"f": "(?s)-----BEGIN CERTIFICATE-----.*PRIVATE KEY-----\n"}},
+		{name: "as-pkcs12", objects: "- {objectName: f, secretPath: pki/issue/my-app, method: PUT, format: pkcs12, password: changeit, secretArgs: {common_name: a.test, ttl: 30m}}", files: map[string]string{"f": "(?s)0.+"}},
 		{name: "each", objects: "- {objectName: d, secretPath: DATA, secretKey: '*'}", files: map[string]string{"d/k": "two"}},
 		{name: "nested", objects: one("map.a"), files: map[string]string{"f": "b"}},
 		{name: "optional", objects: "- {objectName: f, secretPath: KV, secretKey: text}\n- {objectName: g, secretPath: KV-not-there, optional: true}", files: plain},

@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/vault/api"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"software.sslmate.com/src/go-pkcs12"
 
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
@@ -69,6 +70,12 @@ const staticObjects = `
   method: PUT
   secretArgs: *request
   secretKey: private_key
+- objectName: tls.p12
+  secretPath: pki/issue/my-app
+  method: PUT
+  secretArgs: *request
+  format: pkcs12
+  password: changeit
 `
 
 // staticSecrets mounts several keys of several paths, each of which must have been read once.
@@ -90,8 +97,12 @@ func (s *suite) staticSecrets(t *testing.T) {
 	if err := json.Unmarshal([]byte(p.read(pod, volume, "v2/all.json")), &whole); err != nil || whole.Data.Data["username"] != "kv2-user" {
 		t.Errorf("a file without secretKey is not the whole answer: %v", err)
 	}
-	if _, err := tls.X509KeyPair([]byte(p.read(pod, volume, "tls.crt")), []byte(p.read(pod, volume, "tls.key"))); err != nil {
-		t.Errorf("certificate and key are not from one answer: %v", err)
+	pair, err := tls.X509KeyPair([]byte(p.read(pod, volume, "tls.crt")), []byte(p.read(pod, volume, "tls.key")))
+	if err != nil {
+		t.Fatalf("certificate and key are not from one answer: %v", err)
+	}
+	if _, leaf, chain, err := pkcs12.DecodeChain([]byte(p.read(pod, volume, "tls.p12")), "changeit"); err != nil || !leaf.Equal(pair.Leaf) || len(chain) != 1 {
+		t.Errorf("the key store is not of the same answer: %v", err)
 	}
 	requests := s.audit(t, mark, p.ns)
 	want := map[string]int{
