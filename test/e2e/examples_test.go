@@ -25,6 +25,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
+	"software.sslmate.com/src/go-pkcs12"
 )
 
 // example is a file of docs/examples: commands in the comment at its head, and objects. What is run and applied is what stands there, but
@@ -41,6 +42,7 @@ var documented = map[string]example{
 	"approle":        {check: (*place).checkAppRole},
 	"dotenv":         {check: (*place).checkDotenv},
 	"files-per-key":  {check: (*place).checkFilesPerKey},
+	"java-keystore":  {check: (*place).checkKeystore},
 	"json-file":      {check: (*place).checkJSON},
 	"nginx-tls":      {edit: shortCertificate, check: (*place).checkNginx},
 	"pgpass":         {edit: bedsDatabase, check: (*place).checkPgpass},
@@ -230,6 +232,20 @@ func (p *place) checkDotenv(pod *corev1.Pod) {
 		if err != nil || !slices.Contains(strings.Split(string(out), "\n"), want) {
 			p.t.Errorf("the shell has no %s: %v", want, err)
 		}
+	}
+}
+
+func (p *place) checkKeystore(pod *corev1.Pod) {
+	_, leaf, authorities, err := pkcs12.DecodeChain([]byte(p.read(pod, volume, "keystore.p12")), "changeit")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	for _, authority := range authorities {
+		roots.AddCert(authority)
+	}
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: "pay.shop.svc"}); err != nil {
+		p.t.Error(err)
 	}
 }
 
