@@ -21,12 +21,16 @@ const (
 	folderMode  = 0o755
 )
 
-// entry is one file or symbolic link of the image; exactly one of host and target is set.
+// inHost stands for the image's architecture in the name of a file of this machine.
+const inHost = "{arch}"
+
+// entry is one file or symbolic link of the image; exactly one of host, content and target is set.
 type entry struct {
-	path   string
-	host   string
-	mode   int64
-	target string
+	path    string
+	host    string
+	content []byte
+	mode    int64
+	target  string
 }
 
 // entries are the files and links named on the command line, in any order.
@@ -69,8 +73,17 @@ func (e *entries) add(added entry) error {
 	return nil
 }
 
+// find returns the file at a path of the image.
+func (e entries) find(path string) (entry, bool) {
+	i := slices.IndexFunc(e, func(entry entry) bool { return entry.path == path && entry.target == "" })
+	if i < 0 {
+		return entry{}, false
+	}
+	return e[i], true
+}
+
 // layer returns the entries and the folders above them as an uncompressed tar.
-func (e entries) layer() (tarball.Opener, error) {
+func (e entries) layer(arch string) (tarball.Opener, error) {
 	var content bytes.Buffer
 	archive := tar.NewWriter(&content)
 	for _, folder := range e.folders() {
@@ -81,7 +94,7 @@ func (e entries) layer() (tarball.Opener, error) {
 	}
 	sorted := slices.SortedFunc(slices.Values(e), func(a, b entry) int { return strings.Compare(a.path, b.path) })
 	for _, entry := range sorted {
-		if err := entry.writeTo(archive); err != nil {
+		if err := entry.writeTo(archive, arch); err != nil {
 			return nil, fmt.Errorf("adding %s: %w", entry.path, err)
 		}
 	}
@@ -102,13 +115,13 @@ func (e entries) folders() []string {
 	return slices.Sorted(maps.Keys(found))
 }
 
-func (e entry) writeTo(archive *tar.Writer) error {
+func (e entry) writeTo(archive *tar.Writer, arch string) error {
 	if e.target != "" {
 		return archive.WriteHeader(&tar.Header{
 			Typeflag: tar.TypeSymlink, Name: inArchive(e.path), Linkname: e.target, Mode: 0o777,
 		})
 	}
-	content, err := os.ReadFile(e.host)
+	content, err := e.read(arch)
 	if err != nil {
 		return err
 	}
@@ -118,6 +131,13 @@ func (e entry) writeTo(archive *tar.Writer) error {
 	}
 	_, err = archive.Write(content)
 	return err
+}
+
+func (e entry) read(arch string) ([]byte, error) {
+	if e.content != nil {
+		return e.content, nil
+	}
+	return os.ReadFile(strings.ReplaceAll(e.host, inHost, arch))
 }
 
 // inArchive drops the leading slash: layers name their entries relative to the root.
