@@ -3,7 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
+# As many digits of the commit in every clone: git's own choice depends on how much the clone holds.
+VERSION ?= $(or $(shell git describe --tags --always --dirty --abbrev=12 2>/dev/null),dev)
 # How long `make fuzz` spends on each target, and `make simulate` and `make chaos` in all.
 TIME ?= $(if $(filter chaos,$(MAKECMDGOALS)),10m,$(if $(filter simulate,$(MAKECMDGOALS)),60s,30s))
 # Of `make simulate`: the world to replay, or how many pod lives to run in place of TIME. Of `make chaos`: its rounds' seed.
@@ -25,13 +26,15 @@ LINTER := $(LEASEHOLD_CACHE)/lint-$(shell sha256sum $(LINT_MODULE)/go.sum | cut 
 TOOL_MODULES := $(sort $(patsubst %/,%,$(dir $(foreach go_mod,$(wildcard test/tools/*/go.mod),\
 	$(if $(wildcard $(dir $(go_mod))*.go $(dir $(go_mod))*/*.go),$(go_mod))))))
 
+BUILD = CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
 .PHONY: help
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/leasehold, a static binary
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/leasehold ./cmd/leasehold
+	$(BUILD) -o bin/leasehold ./cmd/leasehold
 
 .PHONY: test
 test: ## Vet and unit tests: no root, no network but loopback; -race when there is a C compiler
@@ -99,8 +102,23 @@ fuzz: ## Run every fuzz target for TIME each (default 30s)
 		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(TIME) -fuzzminimizetime 5s "$${file%/*}" </dev/null; \
 	done
 
+# Same commit, same Go release, same bytes: whatever else of the machine could change them is set here.
+images: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
+images: export GOFLAGS = -buildvcs=false
+images: export GOWORK = off
+images: export GOAMD64 = v1
+images: export GOARM64 = v8.0
+images: REVISION = $(shell git rev-parse HEAD 2>/dev/null)
 .PHONY: images
-images: build ## Write the provider's image to out/leasehold.tar (docker-archive, this machine's architecture)
-	go run -C test/tools/image . -o $(CURDIR)/out/leasehold.tar -tag leasehold:dev -entrypoint /leasehold -ca \
-		-file $(CURDIR)/bin/leasehold=/leasehold
-	@echo out/leasehold.tar: leasehold:dev
+images: ## Write the provider's image, linux/amd64 and linux/arm64, to out/leasehold.tar (OCI archive), and its SBOM
+	@for arch in amd64 arm64; do \
+		echo "building for $$arch"; GOOS=linux GOARCH=$$arch $(BUILD) -o out/leasehold-$$arch ./cmd/leasehold; done
+	@go run -C test/tools/image . -o $(CURDIR)/out/leasehold.tar -sbom $(CURDIR)/out/leasehold.spdx.json \
+		-tag leasehold:dev -arch amd64,arm64 -entrypoint /leasehold -ca -file '$(CURDIR)/out/leasehold-{arch}=/leasehold' \
+		-label title=leasehold -label version=$(VERSION) $(if $(REVISION),-label revision=$(REVISION)) \
+		-label 'description=A Vault provider for the Secrets Store CSI driver that gives every lease back' \
+		-label source=https://github.com/leasehold-csi/leasehold -label licenses=Apache-2.0
+
+.PHONY: reproduce
+reproduce: ## Make the image of the last commit in two checkouts and compare them byte by byte
+	go test -C test/tools/image -tags e2e -count=1 -v -timeout 60m -run '^TestSameCommitSameImage$$' .
