@@ -43,9 +43,10 @@ test: ## Vet and unit tests: no root, no network but loopback; -race when there 
 		echo 'make test: no C compiler, so the tests run without the race detector' >&2; fi; \
 	echo go test $$race ./...; go test $$race ./...
 
+# -count=1: test/tools/manifests reads files outside of its module, which Go's cache of results does not see changing.
 .PHONY: test-tools
-test-tools: ## Unit tests of the test tools
-	@for module in $(TOOL_MODULES); do echo "go test -C $$module ./..."; go test -C $$module ./...; done
+test-tools: ## Unit tests of the test tools, and of the chart and the kustomizations
+	@for module in $(TOOL_MODULES); do echo "go test -C $$module -count=1 ./..."; go test -C $$module -count=1 ./...; done
 
 .PHONY: lint
 lint: $(LINTER) ## golangci-lint, and whether go.mod is tidy and complete
