@@ -50,8 +50,11 @@ func TestEndToEnd(t *testing.T) {
 		{"ends without kubelet", s.endsWithoutKubelet},
 		{"a store that is lost", s.storeIsLost},
 	}
-	if !s.hasKubelet() { // its pods are too many for one node, and kubelet makes no difference to them
-		together = append(together, scenario{"classes that people have", s.conformance})
+	if !s.hasKubelet() { // kubelet makes no difference to these; the first's pods are too many for one node
+		together = append(together,
+			scenario{"classes that people have", s.conformance},
+			scenario{"manifests that the API server accepts", s.acceptsManifests},
+		)
 	} else {
 		together = append(together, scenario{"an eviction", s.evicted})
 		alone = append(alone,
