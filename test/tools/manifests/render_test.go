@@ -73,10 +73,12 @@ func chart(t *testing.T, values string) string {
 	return documents
 }
 
-// kustomize builds the kustomization in a folder.
+// kustomize builds the kustomization in a folder, in the order of `kubectl kustomize`.
 func kustomize(t *testing.T, folder string) string {
 	t.Helper()
-	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), folder)
+	options := krusty.MakeDefaultOptions()
+	options.Reorder = krusty.ReorderOptionLegacy
+	built, err := krusty.MakeKustomizer(options).Run(filesys.MakeFsOnDisk(), folder)
 	if err != nil {
 		t.Fatalf("building %s: %v", folder, err)
 	}
