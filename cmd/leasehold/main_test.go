@@ -81,6 +81,8 @@ func TestCommandLine(t *testing.T) {
 		{"--allow-tls-dir=tls --node-name=n", 2, "", "-allow-tls-dir: it is not an absolute path"},
 		{"revok", 2, "", `there is no command "revok"`},
 		{"leases -o yaml", 2, "", "-o must be table or json"},
+		{"drain --force --leave", 2, "", "--force and --leave exclude each other"},
+		{"drain --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
 		{"leases --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
 		{"--node-name=n --kubeconfig=/nonexistent" + place, 1, "", "finding the Kubernetes API"},
 		{"-node-name n -kubeconfig /nonexistent" + strings.ReplaceAll(place, "--", "-"), 1, "", "finding the Kubernetes API"},
@@ -266,6 +268,15 @@ func TestServe(t *testing.T) {
 		if err != nil || !strings.Contains(string(text), "database/creds/my-app") {
 			t.Errorf("leases -o %s: %v\n%s", output, err, text)
 		}
+	}
+
+	text, err := command(t, "drain", "--state-dir", dir).CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 || !strings.Contains(string(text), "shop/app  ") || !strings.Contains(string(text), "running pods use the above") {
+		t.Errorf("drain: %v\n%s", err, text)
+	}
+	text, err = command(t, "drain", "--leave", "--state-dir", dir).CombinedOutput()
+	if err != nil || !strings.Contains(string(text), "database/creds/my-app") {
+		t.Errorf("drain --leave: %v\n%s", err, text)
 	}
 
 	if err := serve.Process.Signal(syscall.SIGTERM); err != nil {

@@ -215,7 +215,9 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.keeper.Run(background) })
 	group.Go(func() error { return n.health.Run(background) })
 	group.Go(func() error {
-		return server.ServeHTTP(background, adminSocket, admin.Handler(n.node, n.keeper.Grants, bootTime))
+		return server.ServeHTTP(background, adminSocket, admin.Handler(admin.Provider{
+			Node: n.node, List: n.keeper.Grants, Now: bootTime, GiveBack: n.keeper.GiveBack,
+		}))
 	})
 	group.Go(func() error {
 		defer stop()

@@ -1,4 +1,4 @@
-// Package admin tells, through a socket that only root reaches, what this node holds. It shows paths, states and lives, and
+// Package admin tells, through a socket that only root reaches, what this node holds, and has it given back. It shows paths, states and lives, and
 // never a token, an accessor, a lease id or a value.
 package admin
 
@@ -67,22 +67,35 @@ type Lease struct {
 // SocketPath is where the provider that keeps its state in stateDir answers.
 func SocketPath(stateDir string) string { return filepath.Join(stateDir, "admin.sock") }
 
-// Handler answers the admin socket. list returns what is held, now reads the clock that grants are kept by. Profiles, which hold
-// names of functions and no data, are where net/http/pprof has them.
-func Handler(node string, list func() ([]grant.Grant, error), now func() grant.Instant) http.Handler {
+// Provider is what the admin socket tells of and acts on.
+type Provider struct {
+	Node string
+	// List returns what is held.
+	List func() ([]grant.Grant, error)
+	// Now reads the clock that grants are kept by.
+	Now func() grant.Instant
+	// GiveBack has the grants of pods that are over given back; with all also those that running pods use.
+	GiveBack func(ctx context.Context, all bool) error
+}
+
+// Handler answers the admin socket. Profiles, which hold names of functions and no data, are where net/http/pprof has them.
+func Handler(p Provider) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET "+leasesPath, func(w http.ResponseWriter, _ *http.Request) {
-		grants, err := list()
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(report(node, grants, now()))
-	})
+	mux.HandleFunc("GET "+leasesPath, p.tell)
+	mux.HandleFunc("POST "+drainPath, p.drain)
 	return mux
+}
+
+func (p Provider) tell(w http.ResponseWriter, _ *http.Request) {
+	grants, err := p.List()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(report(p.Node, grants, p.Now()))
 }
 
 func report(node string, grants []grant.Grant, now grant.Instant) Report {
@@ -116,11 +129,15 @@ func Client(stateDir string) *http.Client {
 	}}}
 }
 
-// Fetch asks the provider that keeps its state in stateDir.
-func Fetch(ctx context.Context, stateDir string) (r Report, err error) {
+// Fetch asks the provider that keeps its state in stateDir what it holds.
+func Fetch(ctx context.Context, stateDir string) (Report, error) {
+	return ask(ctx, stateDir, http.MethodGet, leasesPath)
+}
+
+func ask(ctx context.Context, stateDir, method, path string) (r Report, err error) {
 	client := Client(stateDir)
 	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://leasehold"+leasesPath, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://leasehold"+path, nil)
 	if err != nil {
 		return r, fmt.Errorf("asking the provider: %w", err)
 	}
@@ -130,7 +147,8 @@ func Fetch(ctx context.Context, stateDir string) (r Report, err error) {
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return r, fmt.Errorf("asking the provider: it answered %s", resp.Status)
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return r, fmt.Errorf("asking the provider: it answered %s: %s", resp.Status, strings.TrimSpace(string(why)))
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxReport)).Decode(&r); err != nil {
 		return r, fmt.Errorf("reading the provider's answer: %w", err)
@@ -169,9 +187,11 @@ func WriteTable(w io.Writer, r Report) error {
 	return t.Flush()
 }
 
+// noEnd is more seconds than anything has left that ends.
+const noEnd = 50 * 365 * 24 * 3600
+
 func left(seconds int64) string {
-	const year = 365 * 24 * 3600
-	if seconds > 50*year {
+	if seconds > noEnd {
 		return "no end"
 	}
 	return (time.Duration(seconds) * time.Second).String()

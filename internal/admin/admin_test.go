@@ -61,8 +61,13 @@ func held() []grant.Grant {
 	return grants
 }
 
+// provider tells of what list returns.
+func provider(list func() ([]grant.Grant, error)) admin.Provider {
+	return admin.Provider{Node: "node-1", List: list, Now: func() grant.Instant { return now }}
+}
+
 // serve answers at a folder's admin socket until the test ends.
-func serve(t *testing.T, dir string, list func() ([]grant.Grant, error)) {
+func serve(t *testing.T, dir string, p admin.Provider) {
 	t.Helper()
 	l, err := server.NewSocket(admin.SocketPath(dir)).Bind()
 	if err != nil {
@@ -71,7 +76,7 @@ func serve(t *testing.T, dir string, list func() ([]grant.Grant, error)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- server.ServeHTTP(ctx, l, admin.Handler("node-1", list, func() grant.Instant { return now }))
+		done <- server.ServeHTTP(ctx, l, admin.Handler(p))
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -111,7 +116,7 @@ func golden(t *testing.T, name, got string) {
 
 func TestFetch(t *testing.T) {
 	dir := folder(t)
-	serve(t, dir, func() ([]grant.Grant, error) { return held(), nil })
+	serve(t, dir, provider(func() ([]grant.Grant, error) { return held(), nil }))
 	report, err := admin.Fetch(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +136,7 @@ func TestFetch(t *testing.T) {
 func TestReportHoldsNoSecret(t *testing.T) {
 	w := httptest.NewRecorder()
 	list := func() ([]grant.Grant, error) { return held(), nil }
-	admin.Handler("node-1", list, func() grant.Instant { return now }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/leases", nil))
+	admin.Handler(provider(list)).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/leases", nil))
 	for _, text := range []string{"canary", secret.Value{}.String()} {
 		if body := w.Body.String(); w.Code != http.StatusOK || strings.Contains(body, text) {
 			t.Errorf("%d, with %q: %s", w.Code, text, body)
@@ -142,7 +147,7 @@ func TestReportHoldsNoSecret(t *testing.T) {
 func TestProfiles(t *testing.T) {
 	list := func() ([]grant.Grant, error) { return held(), nil }
 	w := httptest.NewRecorder()
-	admin.Handler("node-1", list, func() grant.Instant { return now }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/debug/pprof/heap?debug=1", nil))
+	admin.Handler(provider(list)).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/debug/pprof/heap?debug=1", nil))
 	if w.Code != http.StatusOK || !strings.HasPrefix(w.Body.String(), "heap profile: ") {
 		t.Errorf("%d: %.100s", w.Code, w.Body.String())
 	}
@@ -150,7 +155,7 @@ func TestProfiles(t *testing.T) {
 
 func TestNothingHeld(t *testing.T) {
 	dir := folder(t)
-	serve(t, dir, func() ([]grant.Grant, error) { return nil, nil })
+	serve(t, dir, provider(func() ([]grant.Grant, error) { return nil, nil }))
 	report, err := admin.Fetch(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
@@ -173,7 +178,7 @@ func TestFetchFailures(t *testing.T) {
 	})
 	t.Run("the store cannot be read", func(t *testing.T) {
 		dir := folder(t)
-		serve(t, dir, func() ([]grant.Grant, error) { return nil, errors.New("broken") })
+		serve(t, dir, provider(func() ([]grant.Grant, error) { return nil, errors.New("broken") }))
 		if _, err := admin.Fetch(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "500") {
 			t.Errorf("error %v", err)
 		}

@@ -18,8 +18,8 @@ import (
 var (
 	// ErrWorking: Vault has not answered yet; the work goes on, and the next try finds its result.
 	ErrWorking = errors.New("Vault has not answered yet; the work goes on and the next try picks it up") //nolint:staticcheck // a name
-	// ErrLeaving: the provider is shutting down.
-	ErrLeaving = errors.New("the provider is being restarted; the next try reaches the new one")
+	// ErrLeaving: the provider is shutting down, or was drained by force.
+	ErrLeaving = errors.New("the provider is being restarted or was drained (leasehold drain --force); the next try after its start reaches the new one")
 	// ErrNoToken: a login is needed, kubelet sent no service account token, and none could be requested.
 	ErrNoToken = errors.New("kubelet sent no service account token")
 	// ErrNoCertificate: a login is needed, and neither did the pod bring a client certificate nor may it use the provider's own.

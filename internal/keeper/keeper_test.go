@@ -940,6 +940,30 @@ func TestClassOverridden(t *testing.T) {
 	})
 }
 
+// TestGiveBack: of pods that are over without force, of all with it; and then nothing is mounted any more.
+func TestGiveBack(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.mount(n.request("over", wantCreds...))
+		n.mount(n.request("running", wantCreds...))
+		n.mu.Lock()
+		n.ended["over"] = true
+		n.mu.Unlock()
+		if err := n.keeper.GiveBack(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		n.expect("without force", 1, 1, 1)
+		if err := n.keeper.GiveBack(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		n.expect("with force", 0, 0, 0)
+		if _, err := n.keeper.Acquire(t.Context(), n.request("running", wantCreds...)); !errors.Is(err, keeper.ErrLeaving) {
+			t.Errorf("a republish after that: %v", err)
+		}
+	})
+}
+
 func TestLeavingAnswersWaitingMounts(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		hold := n.vault.Hold(creds, vaulttest.AfterEffect)

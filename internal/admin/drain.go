@@ -1,0 +1,97 @@
+package admin
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"text/tabwriter"
+	"time"
+)
+
+const drainPath = "/v1/drain"
+
+// drain has what ended given back, and with force=true everything, and tells what is held then.
+func (p Provider) drain(w http.ResponseWriter, r *http.Request) {
+	force, err := strconv.ParseBool(r.FormValue("force"))
+	if err != nil {
+		http.Error(w, "force must be true or false", http.StatusBadRequest)
+		return
+	}
+	if err := p.GiveBack(r.Context(), force); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	p.tell(w, r)
+}
+
+// drainPace is the time between two looks at a drain.
+const drainPace = time.Second
+
+// Drain has the provider that keeps its state in stateDir give back what pods left that are over, and with force everything. It returns
+// when nothing is being given back any more, or when ctx ends, with what is held then. progress is called with how many grants are being
+// given back, when that changes.
+func Drain(ctx context.Context, stateDir string, force bool, progress func(left int)) (Report, error) {
+	r, err := ask(ctx, stateDir, http.MethodPost, drainPath+"?force="+strconv.FormatBool(force))
+	last := 0
+	for err == nil {
+		left := 0
+		for _, g := range r.Grants {
+			if g.State == "Revoking" {
+				left++
+			}
+		}
+		if left != last {
+			progress(left)
+		}
+		if last = left; left == 0 {
+			return r, nil
+		}
+		select {
+		case <-ctx.Done():
+			return r, nil
+		case <-time.After(drainPace):
+		}
+		var now Report
+		if now, err = Fetch(ctx, stateDir); err != nil && ctx.Err() != nil {
+			return r, nil //nolint:nilerr // the time is up
+		} else if err == nil {
+			r = now
+		}
+	}
+	return r, err
+}
+
+// WriteEnds writes for people when each thing that is held ends by itself, the last first. now is the wall clock.
+func WriteEnds(w io.Writer, r Report, now time.Time) error {
+	type end struct {
+		grant Grant
+		what  string
+		in    int64
+	}
+	var ends []end
+	for _, g := range r.Grants {
+		var token int64
+		if g.TokenSeconds != nil {
+			token = *g.TokenSeconds
+		}
+		ends = append(ends, end{g, "token of role " + g.Role, token})
+		for _, l := range g.Leases {
+			ends = append(ends, end{g, l.Path, min(l.Seconds, token)}) // a lease ends with its token
+		}
+	}
+	slices.SortStableFunc(ends, func(a, b end) int { return cmp.Compare(b.in, a.in) })
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(t, "POD\tVOLUME\tSTATE\tHELD\tENDS\tIN")
+	for _, e := range ends {
+		at := "never"
+		if e.in < noEnd {
+			at = now.Add(time.Duration(e.in) * time.Second).UTC().Format(time.RFC3339)
+		}
+		_, _ = fmt.Fprintf(t, "%s/%s\t%s\t%s\t%s\t%s\t%s\n", e.grant.Namespace, e.grant.Pod, e.grant.Volume, e.grant.State, e.what, at, left(e.in))
+	}
+	return t.Flush()
+}
