@@ -36,7 +36,7 @@ func (b *Bed) kubectl(ctx context.Context, stdin []byte, args ...string) ([]byte
 	cmd.Stderr = &stderr
 	output, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("running kubectl %s: %w: %s", args[0], err, strings.TrimSpace(stderr.String()))
+		return output, fmt.Errorf("running kubectl %s: %w: %s", args[0], err, strings.TrimSpace(stderr.String()))
 	}
 	return output, nil
 }

@@ -157,16 +157,21 @@ func (b *Bed) rolledOut(ctx context.Context, name types.NamespacedName) error {
 
 // Leases returns what `leasehold leases -o json` says in the running provider.
 func (b *Bed) Leases(ctx context.Context) ([]byte, error) {
+	return b.Leasehold(ctx, "leases", "-o", "json")
+}
+
+// Leasehold runs a command of leasehold's beside the running provider and returns what it prints. The error holds what it complains of.
+func (b *Bed) Leasehold(ctx context.Context, args ...string) ([]byte, error) {
 	if b.state.Form != Light {
-		return b.kubectl(ctx, nil, "exec", "--namespace", b.state.Provider.Namespace,
-			"daemonset/"+b.state.Provider.DaemonSet, "--", "/leasehold", "leases", "-o", "json")
+		exec := []string{"exec", "--namespace", b.state.Provider.Namespace, "daemonset/" + b.state.Provider.DaemonSet, "--", "/leasehold"}
+		return b.kubectl(ctx, nil, append(exec, args...)...)
 	}
-	cmd := exec.CommandContext(ctx, b.state.Provider.Binary, "leases", "-o", "json", "--state-dir", b.state.Provider.StateDir)
+	cmd := exec.CommandContext(ctx, b.state.Provider.Binary, append(args, "--state-dir", b.state.Provider.StateDir)...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	output, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("running leasehold leases: %w: %s", err, strings.TrimSpace(stderr.String()))
+		return output, fmt.Errorf("running leasehold %s: %w: %s", args[0], err, strings.TrimSpace(stderr.String()))
 	}
 	return output, nil
 }

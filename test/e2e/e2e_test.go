@@ -48,6 +48,7 @@ func TestEndToEnd(t *testing.T) {
 		{"ends without Vault", s.endsWithoutVault},
 		{"ends without the database", s.endsWithoutDatabase},
 		{"ends without kubelet", s.endsWithoutKubelet},
+		{"a node that is drained", s.drained},
 		{"a store that is lost", s.storeIsLost},
 	}
 	if !s.hasKubelet() { // kubelet makes no difference to these; the first's pods are too many for one node

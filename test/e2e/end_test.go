@@ -182,3 +182,45 @@ func (s *suite) howSoon(t *testing.T) {
 }
 
 func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+
+// drained takes what a running pod uses first for what it is, and away from it only by force; then nothing is mounted until the provider
+// is started again.
+func (s *suite) drained(t *testing.T) {
+	p := s.newPlace(t, "drained")
+	p.databaseClass()
+	p.delete(p.run(newPod("over", "db")), metav1.DeleteOptions{})
+	pod := p.run(newPod("running", "db"))
+	credentials := p.login(pod)
+	s.eventually(t, "only the running pod's is refused", func(ctx context.Context) error { // kubelet may not be done with the other
+		list, err := s.bed.Leasehold(ctx, "drain")
+		if err == nil || !strings.Contains(err.Error(), "running pods use the above") {
+			t.Fatalf("a drain gives what a running pod uses back: %s, %v", list, err)
+		}
+		if strings.Contains(string(list), "/over ") || !strings.Contains(string(list), "/running ") {
+			return fmt.Errorf("it is refused:\n%s", list)
+		}
+		return nil
+	})
+	held := p.mustHold(1)
+	list, err := s.bed.Leasehold(t.Context(), "drain", "--leave")
+	if err != nil || !strings.Contains(string(list), "database/creds/"+p.role) {
+		t.Errorf("%s, %v", list, err)
+	}
+	p.mustLogIn(credentials)
+	list, err = s.bed.Leasehold(t.Context(), "drain", "--force")
+	if err != nil || !strings.HasPrefix(string(list), "Nothing is held on node ") {
+		t.Errorf("%s, %v", list, err)
+	}
+	p.mustNotBeHeld(held, credentials)
+	p.create(newPod("late", "db"))
+	p.awaitComplaint("late", "was drained")
+	if err := s.restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually(t, "the running pod has credentials that work", func(ctx context.Context) error {
+		l := p.login(pod)
+		return p.bed.CanLogIn(ctx, l.user, l.password)
+	})
+	p.deleteAll()
+	p.awaitNothing()
+}
