@@ -52,32 +52,6 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 	return k.later(g, err)
 }
 
-// GiveBack has the grants of pods that are over given back. With all it takes also those that running pods use, once the logins and reads
-// under way are over; this process makes no others then, or the pods would be given new credentials at their next republish.
-func (k *Keeper) GiveBack(ctx context.Context, all bool) error {
-	if all {
-		if err := k.Drain(ctx); err != nil {
-			return err
-		}
-	}
-	grants, err := k.Grants()
-	if err != nil {
-		return fmt.Errorf("reading the store: %w", err)
-	}
-	for _, g := range grants {
-		if g.State == grant.Revoking {
-			continue
-		}
-		if all {
-			err = errors.Join(err, k.letGo(g.ID, "drained by force"))
-		} else if verdict := k.Ended(ctx, g); verdict.Ended && k.holdBack(g, verdict) == 0 {
-			_, failure := k.end(g, verdict.Reason)
-			err = errors.Join(err, failure)
-		}
-	}
-	return err
-}
-
 // probe asks for a small renewal of each lease that can tell, and fails when the engine's back end does: Vault gives a lease up after
 // six failed revocations (about ten minutes) and the user would stay for ever, while a token that still lives keeps its leases. One
 // that ended and is still known waits for its back end. What Vault did not answer has not been asked; a refusal is not the back end's,
@@ -109,4 +83,30 @@ func (k *Keeper) forget(g grant.Grant, how string) error {
 		k.volumes.forget(g.Volume)
 	}
 	return nil
+}
+
+// GiveBack has the grants of pods that are over given back. With all it takes also those that running pods use, once the logins and reads
+// under way are over; this process makes no others then, or the pods would be given new credentials at their next republish.
+func (k *Keeper) GiveBack(ctx context.Context, all bool) error {
+	if all {
+		if err := k.Drain(ctx); err != nil {
+			return err
+		}
+	}
+	grants, err := k.Grants()
+	if err != nil {
+		return fmt.Errorf("reading the store: %w", err)
+	}
+	for _, g := range grants {
+		if g.State == grant.Revoking {
+			continue
+		}
+		if all {
+			err = errors.Join(err, k.letGo(g.ID, "drained by force"))
+		} else if verdict := k.Ended(ctx, g); verdict.Ended && k.holdBack(g, verdict) == 0 {
+			_, failure := k.end(g, verdict.Reason)
+			err = errors.Join(err, failure)
+		}
+	}
+	return err
 }
