@@ -38,7 +38,7 @@ type options struct {
 	allowDisk  bool
 	stateMax   int64
 	healthAddr string
-	kubeletDir string
+	kubeletDir string // empty: no folder of kubelet's is seen
 	orphanTTL  time.Duration
 	revoke     keeper.RevokeMode
 	keySecret  string
@@ -66,6 +66,7 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 	flags.Int64Var(&o.stateMax, "state-max", store.DefaultMaxBytes, "largest size of all kept answers of Vault, in `bytes`")
 	flags.StringVar(&o.healthAddr, "health-addr", ":8080", "TCP `address` for /livez, /readyz and /metrics")
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root `folder`")
+	blind := flags.Bool("no-kubelet-dir", false, "do without kubelet's root folder: ends of pods are then believed minutes later")
 	flags.DurationVar(&o.orphanTTL, "orphan-ttl", keeper.DefaultOrphanTTL, "longest `life` that a token is left with when nobody renews it any more")
 	flags.Func("revoke", "`mode`: on gives leases back at their pod's end; log and off let them run out, log says what would have been revoked (default on)",
 		func(text string) error {
@@ -107,6 +108,12 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 			return o, fmt.Errorf("%w: --%s cannot be used: %w", errUsage, name, err)
 		}
 		d.Rules.DefaultOnly = given[name] || given[vaultFlags+"addr"]
+	}
+	if *blind {
+		if given["kubelet-dir"] {
+			return o, fmt.Errorf("%w: --kubelet-dir and --no-kubelet-dir exclude each other", errUsage)
+		}
+		o.kubeletDir = ""
 	}
 	if len(o.endpoints) == 0 {
 		o.endpoints = []string{defaultEndpoint}

@@ -106,6 +106,8 @@ func TestCommandLine(t *testing.T) {
 
 		// what the provider's pod must mount, each in one sentence
 		{"--node-name=n --kubelet-dir " + dir + " --endpoint " + dir + "/none/vault.sock", 1, "", "--endpoint: the folder " + dir + "/none is not there"},
+		{"--node-name=n --kubelet-dir=/k --no-kubelet-dir", 2, "", "--kubelet-dir and --no-kubelet-dir exclude each other"},
+		{"--node-name=n --no-kubelet-dir --kubeconfig=/nonexistent --endpoint " + dir + "/vault.sock --allow-disk-state --state-dir=" + dir, 1, "", "finding the Kubernetes API"},
 		{"--node-name=n --endpoint " + dir + "/vault.sock --kubelet-dir " + dir + "/pods", 1, "", "--kubelet-dir: the folder " + dir + "/pods/pods is not there"},
 	}
 	for _, test := range tests {

@@ -84,7 +84,9 @@ func mounted(o options) error {
 	for _, endpoint := range o.endpoints {
 		look(filepath.Dir(endpoint), "--endpoint", "the driver's folder of providers, /var/run/secrets-store-csi-providers on the host")
 	}
-	look(filepath.Join(o.kubeletDir, "pods"), "--kubelet-dir", "kubelet's folder of pods, read-only, with mountPropagation: HostToContainer")
+	if o.kubeletDir != "" {
+		look(filepath.Join(o.kubeletDir, "pods"), "--kubelet-dir", "kubelet's folder of pods, read-only, with mountPropagation: HostToContainer; --no-kubelet-dir does without it")
+	}
 	return missing
 }
 

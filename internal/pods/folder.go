@@ -51,6 +51,9 @@ func (f folders) exists(v spec.VolumeKey) (bool, error) {
 }
 
 func (f folders) path(v spec.VolumeKey) (string, error) {
+	if f.kubelet == "" {
+		return "", errors.New("no folder of kubelet's is mounted (--no-kubelet-dir)")
+	}
 	if !element(v.PodUID) || !element(v.Volume) {
 		return "", errors.New("the pod's UID or the volume's name is no file name")
 	}

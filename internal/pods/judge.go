@@ -24,7 +24,8 @@ const forgetAfter = 10 * time.Minute
 type Config struct {
 	// Cluster is asked for pods and for kubelet's Lease; required.
 	Cluster *kube.Cluster
-	// KubeletDir is kubelet's root as this process sees it, for example /var/lib/kubelet. Only its pods folder is used.
+	// KubeletDir is kubelet's root as this process sees it, for example /var/lib/kubelet. Only its pods folder is used. Where it is
+	// empty no folder is seen, so that no unmount is.
 	KubeletDir string
 	// Now reads the clock; required.
 	Now func() grant.Instant

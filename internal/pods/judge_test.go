@@ -530,6 +530,30 @@ func TestFolderThatCannotBeSeen(t *testing.T) {
 	}
 }
 
+// TestNoFolder: without a view of kubelet's folders a removal proves nothing, and time decides as it does for a folder that stays.
+func TestNoFolder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.dir = ""
+		b.restart()
+		b.expect("running", false)
+		b.phase(corev1.PodSucceeded)
+		b.expect("completed", false)
+		time.Sleep(5 * time.Minute)
+		if v := b.expect("completed five minutes ago", true); !strings.Contains(v.Warning, "cannot be looked up") {
+			t.Errorf("warning %q", v.Warning)
+		}
+		b.phase(corev1.PodRunning)
+		b.remove()
+		b.expect("deleted", false)
+		b.renew(10 * time.Minute)
+		b.expect("deleted, and its grace period not over", false)
+		if v := b.renew(time.Minute); !v.Ended {
+			t.Errorf("deleted eleven minutes ago: %s", v.Reason)
+		}
+	})
+}
+
 func TestAbsentFolderThatNobodySaw(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
