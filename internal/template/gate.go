@@ -2,6 +2,7 @@ package template
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 )
@@ -30,7 +31,7 @@ type queue struct {
 	waiting []chan struct{}
 }
 
-// enter waits for a turn, which ends with leave.
+// enter waits for a turn, which ends with leave. Its error says who had the turns.
 func (g *gate) enter(ctx context.Context, namespace string) error {
 	begin := make(chan struct{})
 	g.mu.Lock()
@@ -51,16 +52,19 @@ func (g *gate) enter(ctx context.Context, namespace string) error {
 	case <-ctx.Done():
 	}
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	i := slices.Index(q.waiting, begin)
-	if i >= 0 {
-		q.waiting = slices.Delete(q.waiting, i, i+1)
-		g.forget(namespace)
-	}
-	g.mu.Unlock()
 	if i < 0 { // it was let in meanwhile
-		g.leave(namespace)
+		return nil
 	}
-	return ctx.Err()
+	q.waiting = slices.Delete(q.waiting, i, i+1)
+	g.forget(namespace)
+	places, holders := perNode, "node"
+	if q.running == perNamespace {
+		places, holders = perNamespace, "namespace"
+	}
+	return fmt.Errorf("rendering: no turn came in time, because templates of other volumes hold all %d places of this %s; "+
+		"look for its pods whose mounts take long or fail, whose events name the template: %w", places, holders, ctx.Err())
 }
 
 func (g *gate) leave(namespace string) {

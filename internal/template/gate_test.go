@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/template"
 )
@@ -53,28 +55,27 @@ func TestGate(t *testing.T) {
 	})
 }
 
-// TestGateGivenUp: who does not wait any more takes no turn.
+// TestGateGivenUp: who does not wait any more takes no turn, and is told who had them.
 func TestGateGivenUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g template.Gate
-		for range 2 {
-			if err := template.Enter(&g, t.Context(), "a"); err != nil {
-				t.Fatal(err)
+	for holders, says := range map[string]string{"a a": "all 2 places of this namespace", "b b c c": "all 4 places of this node", "a b b c": "all 4 places of this node"} {
+		synctest.Test(t, func(t *testing.T) {
+			var g template.Gate
+			for namespace := range strings.FieldsSeq(holders) {
+				if err := template.Enter(&g, t.Context(), namespace); err != nil {
+					t.Fatal(err)
+				}
 			}
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		go func() {
-			if err := template.Enter(&g, ctx, "a"); !errors.Is(err, context.Canceled) {
-				t.Error(err)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if err := template.Enter(&g, ctx, "a"); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), says) {
+				t.Errorf("%s: %v", holders, err)
 			}
-		}()
-		synctest.Wait()
-		cancel()
-		synctest.Wait()
-		template.Leave(&g, "a")
-		template.Leave(&g, "a")
-		if !template.Idle(&g) {
-			t.Error("something is left")
-		}
-	})
+			for namespace := range strings.FieldsSeq(holders) {
+				template.Leave(&g, namespace)
+			}
+			if !template.Idle(&g) {
+				t.Error("something is left")
+			}
+		})
+	}
 }

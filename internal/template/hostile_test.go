@@ -241,7 +241,7 @@ func TestCanceled(t *testing.T) {
 		return map[spec.Read]template.Reply{{Method: "GET", Path: "kv/a"}: {Body: []byte(`{"data":{"a":"b"}}`)}}, nil
 	}
 	_, err := newRenderer("mute", time.Minute).Render(ctx, "shop", []template.Template{{Object: "file", Text: someone}}, read)
-	if !errors.Is(err, context.Canceled) {
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "the mount's time was up") {
 		t.Error(err)
 	}
 }

@@ -55,7 +55,7 @@ func (r *Renderer) run(ctx context.Context, namespace string, w work, b *budget)
 	report, notes, err := start(limited, cmp.Or(r.Binary, "/proc/self/exe"), cmp.Or(r.argument, childArg), in)
 	b.left -= time.Since(began)
 	if ctx.Err() != nil {
-		return nil, ctx.Err()
+		return nil, fmt.Errorf("rendering: the mount's time was up before the template was computed: %w", ctx.Err())
 	}
 	results, complete := decode(report, len(w.Texts))
 	switch {
