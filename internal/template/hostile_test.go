@@ -16,52 +16,24 @@ import (
 
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/template"
+	"github.com/leasehold-csi/leasehold/internal/template/templatetest"
 )
 
-const (
-	greedy  = "needs more memory than it may use"
-	slow    = "takes too long to compute"
-	bulky   = "make more than 1 MiB"
-	someone = `{{ with secret "kv/a" }}{{ .Data.a }}{{ end }}`
-)
-
-// hostile are templates that would take the node, with what is said of each.
-var hostile = map[string]struct{ text, want string }{
-	"endless range":           {`{{ range loop 9999999999999 }}{{ end }}`, slow},
-	"endless output":          {`{{ range loop 9999999999999 }}0123456789{{ end }}`, ""}, // whichever comes first
-	"a channel without end":   {`{{ range loop 9999999999999 }}{{ $x := loop 99999999 }}{{ end }}`, ""},
-	"giant repeat":            {`{{ sprig_repeat 2000000000 "x" }}`, greedy},
-	"giant indent":            {`{{ indent 2000000000 "x" }}`, greedy},
-	"giant list":              {`{{ sprig_until 2000000000 }}`, greedy},
-	"giant printf":            {`{{ printf "%1000000d%1000000d%1000000d" 1 1 1 }}`, bulky},
-	"doubling":                {`{{ $x := "0123456789abcdef" }}{{ range loop 40 }}{{ $x = printf "%s%s" $x $x }}{{ end }}`, greedy},
-	"doubling, kept":          {`{{ scratch.Set "x" "0123456789abcdef" }}{{ range $i := loop 40 }}{{ scratch.Set (print $i) (scratch.Get "x") }}{{ scratch.Set "x" (printf "%s%s" (scratch.Get "x") (scratch.Get "x")) }}{{ end }}`, greedy},
-	"recursion":               {`{{ define "a" }}{{ template "a" }}{{ end }}{{ template "a" }}`, greedy},
-	"recursion by a function": {`{{ define "a" }}{{ executeTemplate "a" }}{{ end }}{{ template "a" }}`, greedy},
-	"exponential recursion":   {`{{ define "a" }}{{ if lt (len .) 40 }}{{ template "a" (printf "%sx" .) }}{{ template "a" (printf "%sx" .) }}{{ end }}{{ end }}{{ template "a" "" }}`, slow},
-	"authorities":             {`{{ range loop 99999 }}{{ $x := sprig_genCA "x" 1 }}{{ end }}`, slow},
-	"keys":                    {`{{ range loop 99999 }}{{ $x := sprig_genPrivateKey "rsa" }}{{ end }}`, slow},
-	"passwords":               {`{{ range loop 99999 }}{{ $x := sprig_derivePassword 1 "long" "password" "user" "example.com" }}{{ end }}`, ""},
-	"bcrypt":                  {`{{ range loop 99999 }}{{ $x := sprig_bcrypt "x" }}{{ end }}`, slow},
-	"deep JSON":               {`{{ $x := parseJSON (sprig_repeat 5000000 "[") }}`, ""},
-	"billion laughs":          {`{{ parseYAML "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f]" | toJSON }}`, ""},
-	"waits for itself":        {`{{ if scratch.TryLock }}{{ scratch.Set "a" 1 }}{{ end }}`, ""},
-	"its own map":             {`{{ $d := sprig_dict "a" 1 }}{{ $_ := sprig_set $d "b" $d }}{{ $d | toYAML }}`, ""},
-}
+const someone = `{{ with secret "kv/a" }}{{ .Data.a }}{{ end }}`
 
 // TestHostile renders them one by one, to see what is said. Only those that end by time alone are not waited for.
 func TestHostile(t *testing.T) {
-	for name, h := range hostile {
+	for name, h := range templatetest.Hostile {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			patience := time.Minute
-			if h.want == slow {
+			if h.Says == templatetest.TooSlow {
 				patience = time.Second
 			}
-			_, err := renderWith(t, newRenderer("", patience), h.text, answers(nil))
+			_, err := renderWith(t, newRenderer("", patience), h.Text, answers(nil))
 			e, ok := errors.AsType[*template.Error](err)
-			if !ok || e.Object != "file" || !strings.Contains(e.Problem, h.want) {
-				t.Errorf("%v, want %q", err, h.want)
+			if !ok || e.Object != "file" || !strings.Contains(e.Problem, h.Says) {
+				t.Errorf("%v, want %q", err, h.Says)
 			}
 		})
 	}
@@ -73,8 +45,8 @@ func TestCPUTime(t *testing.T) {
 		t.Skip("takes five seconds of CPU time")
 	}
 	t.Parallel()
-	_, err := renderWith(t, newRenderer("", time.Minute), hostile["endless range"].text, answers(nil))
-	if err == nil || !strings.Contains(err.Error(), slow) {
+	_, err := renderWith(t, newRenderer("", time.Minute), templatetest.Hostile["endless range"].Text, answers(nil))
+	if err == nil || !strings.Contains(err.Error(), templatetest.TooSlow) {
 		t.Error(err)
 	}
 }
@@ -93,8 +65,8 @@ func TestHostileTenants(t *testing.T) {
 	alone := neighbour()
 	before := maxRSS(t)
 	var texts []string
-	for _, h := range hostile {
-		texts = append(texts, h.text)
+	for _, h := range templatetest.Hostile {
+		texts = append(texts, h.Text)
 	}
 	var all sync.WaitGroup
 	for i := range 20 {
