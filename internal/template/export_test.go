@@ -20,8 +20,13 @@ var (
 // Idle reports whether nobody has a turn or waits for one.
 func Idle(g *Gate) bool { return g.running == 0 && len(g.namespaces) == 0 }
 
-// Memory is what a child may take, and Argument that of its command line.
+// Memory is what a child may map, Piece the most of it at once, and Argument that of its command line; PerNode is how many there are.
 const (
 	Memory   = memory
+	Piece    = piece
 	Argument = childArg
+	PerNode  = perNode
 )
+
+// Limit is what a child begins with.
+var Limit = limit

@@ -9,7 +9,7 @@ import (
 
 const (
 	// perNode is how many children run at once; with memory, the most that they can take from the node.
-	perNode = 4
+	perNode = 3
 	// perNamespace leaves room for other tenants.
 	perNamespace = 2
 )

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -48,6 +49,40 @@ func TestCPUTime(t *testing.T) {
 	_, err := renderWith(t, newRenderer("", time.Minute), templatetest.Hostile["endless range"].Text, answers(nil))
 	if err == nil || !strings.Contains(err.Error(), templatetest.TooSlow) {
 		t.Error(err)
+	}
+}
+
+// grab limits itself as a child does, takes all the memory that it can get as Go's runtime does, in the place of what is reserved, and
+// says how much that was.
+func grab() {
+	mapAt := func(at, size uintptr, protection, flags int) (uintptr, syscall.Errno) {
+		start, _, errno := syscall.Syscall6(syscall.SYS_MMAP, at, size, uintptr(protection), uintptr(flags|syscall.MAP_ANON|syscall.MAP_PRIVATE), ^uintptr(0), 0)
+		return start, errno
+	}
+	start, errno := mapAt(0, 1<<30, syscall.PROT_NONE, 0)
+	if errno != 0 || template.Limit() != nil {
+		os.Exit(1)
+	}
+	var got uintptr
+	for size := uintptr(1 << 29); size >= 1<<16; {
+		if _, errno := mapAt(start+got, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_FIXED); errno != 0 {
+			size /= 2
+			continue
+		}
+		got += size
+	}
+	fmt.Print(got)
+}
+
+// TestMemory bounds it piece by piece: nothing jumps over the limit.
+func TestMemory(t *testing.T) {
+	out, err := exec.Command(self, "grab").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := strconv.Atoi(string(out))
+	if err != nil || got > template.Memory || got < template.Memory-template.Piece {
+		t.Errorf("a child could take %s bytes, not %d, %v", out, template.Memory, err)
 	}
 }
 
@@ -109,14 +144,14 @@ func TestHostileTenants(t *testing.T) {
 	grown := maxRSS(t) - before
 	t.Logf("the neighbour waited at most %v in %d turns, alone %v; at most %d children had %d KiB together, and their parent took %d KiB more",
 		worst.Round(time.Millisecond), turns, alone.Round(time.Millisecond), most, memory, grown)
-	if worst > time.Minute { // each turn takes as long as its template may, and there are four at once
+	if worst > time.Minute { // each turn takes as long as its template may, and there are several at once
 		t.Errorf("the neighbour waited for %v", worst)
 	}
-	const kib, slack = 1 << 10, 8 << 20 // a child has about 6 MiB when it begins
-	if memory*kib > 4*(template.Memory+slack) {
+	const kib, slack = 1 << 10, 10 << 20 // a child has about 6 MiB when it begins, and some that it has mapped and not used
+	if memory*kib > template.PerNode*(template.Memory+slack) {
 		t.Errorf("the children have %d KiB", memory)
 	}
-	if most > 4 {
+	if most > template.PerNode {
 		t.Errorf("%d children", most)
 	}
 	if grown*kib > 32<<20 {

@@ -15,9 +15,12 @@ import (
 )
 
 const (
-	// memory is what a child may take beyond what it has when it starts, which is little. Those of a node together fit into the memory
-	// limit of its manifest beside the provider: no limit relies on the kernel's choice of whom to kill.
-	memory = 16 << 20
+	// memory is what a child may map beyond what it has when it starts, which is less than 10 MiB. Those of a node together fit into the
+	// memory limit of its manifest beside the provider: no limit relies on the kernel's choice of whom to kill.
+	memory = 18 << 20
+	// piece is the most that it may map at once, which is also what Go's runtime grows the heap by. The kernel does not count what is mapped
+	// in the place of something reserved, as that does, before it has it: RLIMIT_DATA alone refuses only the next mapping.
+	piece = 4 << 20
 	// stack ends a template that calls itself without end before memory does.
 	stack = 4 << 20
 	// cpuTime is whole seconds.
@@ -48,7 +51,7 @@ func limit() error {
 		most     uint64
 	}{
 		{unix.RLIMIT_CPU, uint64(cpuTime / time.Second)},
-		{unix.RLIMIT_DATA, data + memory},
+		{unix.RLIMIT_DATA, data + memory - piece},
 		{unix.RLIMIT_FSIZE, 0},
 		{unix.RLIMIT_CORE, 0},
 		{unix.RLIMIT_NOFILE, 0}, // what is open stays so
@@ -81,7 +84,7 @@ func mapped() (uint64, error) {
 // systemCalls are those of Go's runtime that are left. Any other fails as if the kernel did not know it.
 var systemCalls = []uint32{
 	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_CLOSE,
-	unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MPROTECT, unix.SYS_MADVISE,
+	unix.SYS_MUNMAP, unix.SYS_MPROTECT, unix.SYS_MADVISE,
 	unix.SYS_FUTEX, unix.SYS_SCHED_YIELD, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_EPOLL_PWAIT, unix.SYS_EPOLL_CTL,
 	unix.SYS_CLOCK_GETTIME, unix.SYS_GETRANDOM, unix.SYS_GETPID, unix.SYS_GETTID,
 	unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK, unix.SYS_RESTART_SYSCALL,
@@ -90,7 +93,7 @@ var systemCalls = []uint32{
 
 var architectures = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}
 
-// confine leaves this process only the systemCalls, new threads, and signals to itself.
+// confine leaves this process only the systemCalls, memory piece by piece, new threads, and signals to itself.
 func confine() error {
 	architecture, ok := architectures[runtime.GOARCH]
 	if !ok {
@@ -112,27 +115,31 @@ func confine() error {
 }
 
 // program is the filter in the kernel's language. It looks at struct seccomp_data: the call's number, the architecture, and the first
-// argument, of which the lower half comes first.
+// three arguments, of each of which the lower half comes first.
 func program(architecture, pid uint32) []unix.SockFilter {
-	const number, arch, argument = 0, 4, 16
+	const number, arch, first, second, secondUpper, third = 0, 4, 16, 24, 28, 32
 	load := func(offset uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
 	}
-	// unless skips what follows if the loaded value is not k.
-	unless := func(k uint32, skip uint8) unix.SockFilter {
-		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: skip, K: k}
+	// They skip what follows if the loaded value is not k, has no bit of k, or is not above k.
+	compare := func(how uint16) func(k uint32, skip uint8) unix.SockFilter {
+		return func(k uint32, skip uint8) unix.SockFilter {
+			return unix.SockFilter{Code: unix.BPF_JMP | how | unix.BPF_K, Jf: skip, K: k}
+		}
 	}
+	unless, unlessAny, unlessAbove := compare(unix.BPF_JEQ), compare(unix.BPF_JSET), compare(unix.BPF_JGT)
 	end := func(action uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: action}
 	}
-	allow, deny := end(unix.SECCOMP_RET_ALLOW), end(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS))
+	allow, deny, full := end(unix.SECCOMP_RET_ALLOW), end(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS)), end(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOMEM))
 	filter := []unix.SockFilter{load(arch)}
 	filter = append(filter, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: architecture}, end(unix.SECCOMP_RET_KILL_PROCESS), load(number))
 	for _, call := range systemCalls {
 		filter = append(filter, unless(call, 1), allow)
 	}
 	return append(filter,
-		unless(unix.SYS_TGKILL, 4), load(argument), unless(pid, 1), allow, deny,
-		unless(unix.SYS_CLONE, 4), load(argument), unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, Jf: 1, K: unix.CLONE_THREAD}, allow, deny,
+		unless(unix.SYS_MMAP, 8), load(third), unlessAny(unix.PROT_WRITE, 5), load(secondUpper), unless(0, 2), load(second), unlessAbove(piece, 1), full, allow,
+		unless(unix.SYS_TGKILL, 4), load(first), unless(pid, 1), allow, deny,
+		unless(unix.SYS_CLONE, 4), load(first), unlessAny(unix.CLONE_THREAD, 1), allow, deny,
 		deny)
 }

@@ -76,6 +76,7 @@ var takenOver = map[string]func(){
 	"all of it":      func() { say(`{"Contents":"eA==","Failure":{"Kind":""}}`) },
 	"crash":          func() { _, _ = io.WriteString(os.Stderr, "panic: canary"); os.Exit(2) },
 	"exit":           func() { os.Exit(7) },
+	"grab":           grab,
 	"endless needs":  func() { say(`{"Missing":{"Func":"secret","Args":["kv/a"]}}`) },
 }
 

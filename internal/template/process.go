@@ -35,7 +35,7 @@ func (p problem) Error() string { return string(p) }
 
 const (
 	tooSlow  = problem("the template takes too long to compute")
-	tooGreat = problem("the template needs more memory than it may use, 16 MiB")
+	tooGreat = problem("the template needs more memory than it may use, 18 MiB")
 	tooStill = problem("the template waits for itself")
 )
 
