@@ -42,6 +42,7 @@ func TestEndToEnd(t *testing.T) {
 		{"republish mints nothing", s.republishMintsNothing},
 		{"the provider comes back", s.providerComesBack},
 		{"a restart of the provider under mounts", s.restartUnderMounts},
+		{"templates that would take the node", s.hostileTemplates},
 		{"a sealed Vault", s.sealedVault},
 		{"how soon leases go", s.howSoon},
 		{"ends without the provider", s.endsWithoutProvider},
