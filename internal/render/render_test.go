@@ -1,6 +1,7 @@
 package render_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
@@ -217,26 +218,9 @@ func FuzzFiles(f *testing.F) {
 	})
 }
 
-// BenchmarkFormats is a secret of twenty keys as one file, and as a folder; and a certificate with its chain.
+// BenchmarkFormats is a secret of one key, and of a hundred, as one file and as a folder; and a certificate with its chain.
 func BenchmarkFormats(b *testing.B) {
-	var keys strings.Builder
-	for i := range 20 {
-		fmt.Fprintf(&keys, `,"KEY_%d":"a value, with 'quotes' and = signs"`, i)
-	}
-	kv := answers(`{"data":{"data":{"PORT":5432` + keys.String() + `},"metadata":{"version":3}}}`)
-	pki := answers(strings.ReplaceAll(fmt.Sprintf(`{"data":{"certificate":"%s","ca_chain":["%s"],"private_key":"%s"}}`,
-		block("CERTIFICATE", strings.Repeat("c", 900)), block("CERTIFICATE", strings.Repeat("i", 900)), block("RSA PRIVATE KEY", strings.Repeat("k", 1200))), "\n", `\n`))
-	for name, o := range map[string]spec.Object{
-		"raw": {}, "each": {Each: true}, "json": {Format: spec.JSON}, "yaml": {Format: spec.YAML}, "dotenv": {Format: spec.Dotenv},
-		"properties": {Format: spec.Properties}, "pem": {Format: spec.PEM}, "pkcs12": {Format: spec.PKCS12, Password: "changeit"},
-	} {
-		given := kv
-		switch o.Format {
-		case spec.PEM:
-			given = pki
-		case spec.PKCS12:
-			given = answers(strings.ReplaceAll(fmt.Sprintf(`{"data":{"certificate":"%s","private_key":"%s"}}`, fixedCertificate, fixedKey), "\n", `\n`))
-		}
+	run := func(name string, o spec.Object, given map[spec.Read]grant.Answer) {
 		o.Name, o.Read = "file", creds
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
@@ -247,6 +231,26 @@ func BenchmarkFormats(b *testing.B) {
 			}
 		})
 	}
+	for _, n := range []int{1, 100} {
+		var keys []string
+		for i := range n {
+			keys = append(keys, fmt.Sprintf(`"KEY_%d":"a value, with 'quotes' and = signs"`, i))
+		}
+		kv := answers(`{"data":{"data":{` + strings.Join(keys, ",") + `},"metadata":{"version":3}}}`)
+		for _, o := range []spec.Object{{}, {Each: true}, {Format: spec.JSON}, {Format: spec.YAML}, {Format: spec.Dotenv}, {Format: spec.Properties}} {
+			name := cmp.Or(string(o.Format), "raw")
+			if o.Each {
+				name = "each"
+			}
+			run(fmt.Sprintf("%s/keys=%d", name, n), o, kv)
+		}
+	}
+	pki := func(certificate, chain, key string) map[spec.Read]grant.Answer {
+		return answers(strings.ReplaceAll(fmt.Sprintf(`{"data":{"certificate":"%s","ca_chain":["%s"],"private_key":"%s"}}`, certificate, chain, key), "\n", `\n`))
+	}
+	run("pem", spec.Object{Format: spec.PEM},
+		pki(block("CERTIFICATE", strings.Repeat("c", 900)), block("CERTIFICATE", strings.Repeat("i", 900)), block("RSA PRIVATE KEY", strings.Repeat("k", 1200))))
+	run("pkcs12", spec.Object{Format: spec.PKCS12, Password: "changeit"}, pki(fixedCertificate, fixedCertificate, fixedKey))
 }
 
 // BenchmarkFiles is the class of the README: user and password of one database credential.

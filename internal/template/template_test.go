@@ -229,13 +229,23 @@ func TestLarge(t *testing.T) {
 	}
 }
 
+// BenchmarkRender is a child's start and end, with a text that reads nothing, and a small template of the agent's.
 func BenchmarkRender(b *testing.B) {
-	read := answers(map[string]string{"kv/a": `{"data":{"a":"b"}}`})
-	r := newRenderer("", patient)
-	one := []template.Template{{Object: "file", Text: someone}}
-	for b.Loop() {
-		if _, err := r.Render(b.Context(), "shop", one, read); err != nil {
-			b.Fatal(err)
-		}
+	read := answers(map[string]string{"database/creds/app": `{"data":{"username":"v-app","password":"a password of some length"}}`})
+	for _, c := range []struct{ name, text string }{
+		{"start", "text"},
+		{"agent", `{{ with secret "database/creds/app" }}spring.datasource.username={{ .Data.username }}
+spring.datasource.password={{ .Data.password }}{{ end }}`},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			r := newRenderer("", patient)
+			one := []template.Template{{Object: "file", Text: c.text}}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := r.Render(b.Context(), "shop", one, read); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

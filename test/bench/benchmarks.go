@@ -16,8 +16,8 @@ func benchmarkRows(ctx context.Context, o options) ([]result, error) {
 	if o.short || !o.rows.MatchString(benchmarkRow) {
 		return nil, nil
 	}
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^Benchmark(Growth|Renewal|Republish|Commit|CommitAfterEnds|Batching)$", "-benchmem", "-timeout", "1h",
-		"./internal/keeper", "./internal/store", "./provider")
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^Benchmark(Growth|Renewal|Republish|Commit|CommitAfterEnds|Batching|Render|Formats|Files)$", "-benchmem", "-timeout", "1h",
+		"./internal/keeper", "./internal/store", "./provider", "./internal/render", "./internal/template")
 	if o.env != "" {
 		cmd.Env = append(os.Environ(), o.env)
 	}
