@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
+
+	"github.com/leasehold-csi/leasehold/internal/template"
 )
 
 // row is one line of the issue: how it is measured.
@@ -24,6 +27,7 @@ var rows = []row{
 	{"cold/kv10", coldOne("cold/kv10", "cold Mount, 10 KV paths", kv(10), 200)},
 	{"cold/db", coldOne("cold/db", "cold Mount, 1 database path", database(1), 200)},
 	{"cold/orphan", (*stage).coldOrphan},
+	{"rendering", (*stage).rendering},
 	{"cold32/kv1", coldMany("cold32/kv1", "32 at a time, 1 KV path", kv(1), 640)},
 	{"cold32/kv10", coldMany("cold32/kv10", "32 at a time, 10 KV paths", kv(10), 320)},
 	{"cold32/db", coldMany("cold32/db", "32 at a time, 1 database path", database(1), 320)},
@@ -152,16 +156,21 @@ func (s *stage) inTurnOnce(ctx context.Context, floor *floor, pods []*pod, prefi
 		r.floor = append(r.floor, took)
 		return err
 	}
-	for i := range requests {
-		first, second := ours, theirs
+	return r, alternately(calls, ours, theirs)
+}
+
+// alternately makes n calls of each of two sides, one after the other, of which each goes first in its turn.
+func alternately(n int, one, other func(int) error) error {
+	for i := range n {
+		first, second := one, other
 		if i%2 == 1 {
-			first, second = theirs, ours
+			first, second = other, one
 		}
 		if err := errors.Join(first(i), second(i)); err != nil {
-			return r, err
+			return err
 		}
 	}
-	return r, nil
+	return nil
 }
 
 // coldOrphan measures what the one call costs that shortens a token to the orphan TTL.
@@ -176,6 +185,74 @@ func (s *stage) coldOrphan(ctx context.Context) (result, error) {
 	r.Sides = []side{sideOf("floor, without that call", pooled(rounds, floorOf)), sideOf("leasehold", pooled(rounds, oursOf))}
 	r.Checks = []check{{What: "p50 / floor's p50", Unit: "x", spread: ratios(rounds, .5)}}
 	return r, nil
+}
+
+// rendering measures what a template costs: its process, and a first Mount with one beside the same Mount without.
+func (s *stage) rendering(ctx context.Context) (result, error) {
+	binary, err := filepath.Abs(s.provider)
+	if err != nil {
+		return result{}, fmt.Errorf("finding the binary: %w", err)
+	}
+	renderer := template.Renderer{Binary: binary}
+	var started latencies
+	for range warmUp + s.few(200) {
+		begin := time.Now()
+		if _, err := renderer.Render(ctx, namespace, []template.Template{{Object: "file", Text: "text"}}, nil); err != nil {
+			return result{}, err
+		}
+		started = append(started, time.Since(begin))
+	}
+	started = started[warmUp:]
+	pods, err := s.pods(ctx, 50)
+	if err != nil {
+		return result{}, err
+	}
+	plain, templates := kv(1), kv(1)
+	templates.templates = true
+	var rounds []round // the floor is the one without
+	for n := range s.rounds + 1 {
+		calls := s.few(200)
+		if n == 0 {
+			calls = warmUp
+		}
+		r, err := s.mountsInTurn(ctx, pods, fmt.Sprint("round-", n), calls, plain, templates)
+		if err != nil {
+			return result{}, err
+		}
+		if n > 0 {
+			rounds = append(rounds, r)
+		}
+	}
+	r := s.result("rendering", "cold Mount, 1 KV path, rendered from a template")
+	r.Sides = []side{
+		sideOf("start of the process alone", started), sideOf("without a template", pooled(rounds, floorOf)), sideOf("with one", pooled(rounds, oursOf)),
+	}
+	r.Checks = []check{
+		most("start of the process, p50", "ms", once(milliseconds(started, .5)), 15),
+		told("start of the process, p90", "ms", milliseconds(started, .9)),
+		{What: "p50 / without a template", Unit: "x", spread: ratios(rounds, .5)},
+	}
+	return r, nil
+}
+
+// mountsInTurn makes first Mounts of two kinds, one after the other.
+func (s *stage) mountsInTurn(ctx context.Context, pods []*pod, prefix string, calls int, floor, ours wish) (r round, err error) {
+	theirs, err := s.requests(pods, prefix+"-floor", calls, floor)
+	if err != nil {
+		return r, err
+	}
+	own, err := s.requests(pods, prefix+"-ours", calls, ours)
+	if err != nil {
+		return r, err
+	}
+	mount := func(requests []*v1alpha1.MountRequest, w wish, took *latencies) func(int) error {
+		return func(i int) error {
+			one, err := s.mount(ctx, requests[i], len(w.paths))
+			*took = append(*took, one)
+			return err
+		}
+	}
+	return r, alternately(calls, mount(theirs, floor, &r.floor), mount(own, ours, &r.ours))
 }
 
 const atOnce = 32

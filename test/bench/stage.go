@@ -315,6 +315,8 @@ type wish struct {
 	vault string
 	// namespace is that of the pod; empty for that of all others.
 	namespace string
+	// templates has files rendered from templates that show what plain ones do.
+	templates bool
 }
 
 func kv(n int) wish {
@@ -337,6 +339,10 @@ func database(roles int) wish {
 func (s *stage) request(p *pod, volume string, w wish) (*v1alpha1.MountRequest, error) {
 	var objects strings.Builder
 	for i, path := range w.paths {
+		if w.templates {
+			fmt.Fprintf(&objects, "- {objectName: file-%d, template: '{{ with secret %q }}{{ .Data.data.username }}{{ end }}'}\n", i, path)
+			continue
+		}
 		fmt.Fprintf(&objects, "- {objectName: file-%d, secretPath: %s, secretKey: username}\n", i, path)
 	}
 	tokens, err := json.Marshal(map[string]any{"vault": map[string]string{"token": p.jwt}})
