@@ -18,6 +18,9 @@ import (
 var (
 	// ErrWorking: Vault has not answered yet; the work goes on, and the next try finds its result.
 	ErrWorking = errors.New("Vault has not answered yet; the work goes on and the next try picks it up") //nolint:staticcheck // a name
+	// ErrRendering: what ErrWorking says, of templates in the place of Vault.
+	ErrRendering = errors.New("the volume's templates are not rendered yet: they take long, or wait for their turn among those of other volumes; " +
+		"the work goes on and the next try picks it up")
 	// ErrLeaving: the provider is shutting down, or was drained by force.
 	ErrLeaving = errors.New("the provider is being restarted or was drained (leasehold drain --force); the next try after its start reaches the new one")
 	// ErrNoToken: a login is needed, kubelet sent no service account token, and none could be requested.
@@ -49,10 +52,12 @@ type flight struct {
 	// callers are the Mounts that wait.
 	callers int
 	begun   bool
-	done    chan struct{}
-	files   []render.File
-	grant   grant.Grant
-	err     error
+	// rendering: no answer of Vault's is waited for.
+	rendering bool
+	done      chan struct{}
+	files     []render.File
+	grant     grant.Grant
+	err       error
 }
 
 // Mounts that wait for Vault at a time: on the node, and of one namespace, whose Vault may never answer.
@@ -266,10 +271,25 @@ func (k *Keeper) leave(f *flight, reason error) error {
 	m := &k.mounts
 	m.Lock()
 	defer m.Unlock()
-	if f.callers--; !f.begun && reason == ErrWorking { //nolint:errorlint // it is the caller's own
+	f.callers--
+	switch {
+	case reason != ErrWorking: //nolint:errorlint // it is the caller's own
+	case !f.begun:
 		return ErrCrowded
+	case f.rendering:
+		return ErrRendering
 	}
 	return reason
+}
+
+// rendering notes whether a volume's flight renders, or waits for Vault.
+func (k *Keeper) rendering(v spec.VolumeKey, does bool) {
+	m := &k.mounts
+	m.Lock()
+	defer m.Unlock()
+	if f := m.underway[v]; f != nil {
+		f.rendering = does
+	}
 }
 
 // beginFlights begins those whose turn it is, and drops those that nobody waits for any more. The caller holds the lock.

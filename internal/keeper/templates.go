@@ -62,7 +62,11 @@ func (k *Keeper) renderTemplates(ctx context.Context, client *vault.Client, s va
 	for i, o := range objects {
 		templates[i] = template.Template{Object: o.Name, Text: o.Template}
 	}
+	k.rendering(g.Volume, true)
+	defer k.rendering(g.Volume, false)
 	outputs, err := k.Templates.Render(ctx, g.Pod.Namespace, templates, func(ctx context.Context, reads []spec.Read) (map[spec.Read]template.Reply, error) {
+		k.rendering(g.Volume, false)
+		defer k.rendering(g.Volume, true)
 		var replies map[spec.Read]template.Reply
 		var err error
 		replies, inDoubt, err = k.replies(ctx, client, s, g, wish, reads, answers)

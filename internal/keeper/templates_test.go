@@ -2,6 +2,11 @@
 package keeper_test
 
 import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +72,36 @@ func TestTemplateSharesTheAnswer(t *testing.T) {
 		}
 		if shown() == first {
 			t.Error("the credentials were never replaced")
+		}
+		n.end("p")
+		n.expect("pod ended", 0, 0, 0)
+	})
+}
+
+// TestTemplateTakesLong: a Mount whose time is up meanwhile is not told to wait for Vault.
+func TestTemplateTakesLong(t *testing.T) {
+	dir := t.TempDir()
+	began, end, binary := filepath.Join(dir, "began"), filepath.Join(dir, "end"), filepath.Join(dir, "binary")
+	script := "#!/bin/sh\n: >" + began + "\nuntil [ -e " + end + " ]; do sleep 0.1; done\n"
+	if err := os.WriteFile(binary, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	bubble(t, func(t *testing.T, n *node) {
+		n.reconfigure(func(c *keeper.Config) { c.Templates = &template.Renderer{Binary: binary} })
+		req := n.request("p")
+		withTemplate(req, "url", url)
+		ctx, cancel := context.WithCancel(t.Context())
+		answer := make(chan error)
+		go func() { _, err := n.keeper.Acquire(ctx, req); answer <- err }()
+		for _, err := os.Stat(began); err != nil; _, err = os.Stat(began) { // a bubble's time stands still
+			runtime.Gosched()
+		}
+		cancel()
+		if err := <-answer; !errors.Is(err, keeper.ErrRendering) {
+			t.Error(err)
+		}
+		if err := os.WriteFile(end, nil, 0o600); err != nil {
+			t.Fatal(err)
 		}
 		n.end("p")
 		n.expect("pod ended", 0, 0, 0)
