@@ -11,8 +11,6 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-
-	"github.com/leasehold-csi/leasehold/internal/template"
 )
 
 const usage = `leasehold gives every Vault lease back when its pod is over.
@@ -29,7 +27,7 @@ leasehold COMMAND -h prints a command's flags.
 `
 
 func main() {
-	template.Child() // first: what renders templates must have nothing else
+	// A process that renders templates has ended before this: see package template.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
