@@ -107,6 +107,7 @@ type node struct {
 	options
 	log     *slog.Logger
 	cluster *kube.Cluster
+	rights  func(context.Context)
 	judge   *pods.Judge
 	key     *kube.SharedKey
 	keeper  *keeper.Keeper
@@ -193,7 +194,10 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 		return err
 	}
-	return &node{options: o, log: log, cluster: cluster, judge: judge, key: key, keeper: k, drivers: drivers,
+	rights := func(ctx context.Context) {
+		kube.TellMissing(ctx, client, kube.Rights(o.node, namespace, o.keySecret), log)
+	}
+	return &node{options: o, log: log, cluster: cluster, rights: rights, judge: judge, key: key, keeper: k, drivers: drivers,
 		health: server.Health{Addr: o.healthAddr, Ready: ready, Metrics: metrics}}, nil
 }
 
@@ -212,6 +216,7 @@ func (n *node) run(ctx context.Context) error {
 	defer stop()
 	group, background := errgroup.WithContext(background)
 	group.Go(func() error { return n.cluster.Run(background) })
+	group.Go(func() error { n.rights(background); return nil })
 	group.Go(func() error { return n.judge.Run(background) })
 	group.Go(func() error { return n.key.Run(background) })
 	group.Go(func() error { return n.keeper.Run(background) })

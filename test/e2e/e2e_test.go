@@ -43,6 +43,7 @@ func TestEndToEnd(t *testing.T) {
 		{"the provider comes back", s.providerComesBack},
 		{"a restart of the provider under mounts", s.restartUnderMounts},
 		{"templates that would take the node", s.hostileTemplates},
+		{"rights that are missing", s.rightsAreTold},
 		{"a sealed Vault", s.sealedVault},
 		{"how soon leases go", s.howSoon},
 		{"ends without the provider", s.endsWithoutProvider},
