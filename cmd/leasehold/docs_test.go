@@ -82,3 +82,17 @@ func TestExamplesAreListed(t *testing.T) {
 		t.Errorf("docs/examples/README.md lists\n%v\nand there are\n%v", listed, files)
 	}
 }
+
+// The versions in the README are those that the tests run.
+func TestReadmeSaysWhatIsRun(t *testing.T) {
+	for name, module := range map[string][2]string{
+		"Kubernetes":               {"kubernetes", "k8s.io/kubernetes"},
+		"Secrets Store CSI driver": {"driver", "sigs.k8s.io/secrets-store-csi-driver"},
+		"Vault":                    {"vault", "github.com/hashicorp/vault"},
+	} {
+		required := names(`(?m)^\t`+regexp.QuoteMeta(module[1])+` (v\S+)`, read(t, "test/tools/"+module[0]+"/go.mod"))
+		if told := names(`(?m)^\| `+name+` \| (v\S+) `, read(t, "README.md")); len(told) != 1 || !slices.Equal(told, required) {
+			t.Errorf("of %s the tests run %v, and the README says %v", name, required, told)
+		}
+	}
+}
