@@ -169,29 +169,35 @@ func maxRSS(t *testing.T) int64 {
 	return usage.Maxrss
 }
 
-// anonymous is the memory of the children that run now, in KiB, without that which they share with this process.
+// anonymous is the memory of the children that run at the same time, in KiB, without that which they share with this process.
 func anonymous(t *testing.T) (kib int64, children int) {
 	t.Helper()
 	tasks, err := filepath.Glob("/proc/self/task/*/children")
 	if err != nil {
 		t.Fatal(err)
 	}
+	renders := func(pid string) bool {
+		line, _ := os.ReadFile("/proc/" + pid + "/cmdline") // it may have ended, or still be this process
+		return strings.Contains(string(line), template.Argument)
+	}
+	memory := make(map[string]int64)
 	for _, task := range tasks {
 		pids, _ := os.ReadFile(task) // the thread may have ended
 		for pid := range strings.FieldsSeq(string(pids)) {
-			line, _ := os.ReadFile("/proc/" + pid + "/cmdline") // and so may the child, or it is still this process
-			if !strings.Contains(string(line), template.Argument) {
+			status, _ := os.ReadFile("/proc/" + pid + "/status")
+			parts := rssAnon.FindSubmatch(status)
+			if parts == nil || !renders(pid) {
 				continue
 			}
-			status, _ := os.ReadFile("/proc/" + pid + "/status")
-			if parts := rssAnon.FindSubmatch(status); parts != nil {
-				n, err := strconv.ParseInt(string(parts[1]), 10, 64)
-				if err != nil {
-					t.Fatal(err)
-				}
-				kib += n
-				children++
+			if memory[pid], err = strconv.ParseInt(string(parts[1]), 10, 64); err != nil {
+				t.Fatal(err)
 			}
+		}
+	}
+	for pid, used := range memory {
+		if renders(pid) { // else its place may have been another's when that was counted
+			kib += used
+			children++
 		}
 	}
 	return kib, children
