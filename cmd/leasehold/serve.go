@@ -106,8 +106,9 @@ func openStore(ctx context.Context, o options, log *slog.Logger) (*store.Store, 
 type node struct {
 	options
 	log     *slog.Logger
+	client  kubernetes.Interface
+	rights  []kube.Right
 	cluster *kube.Cluster
-	rights  func(context.Context)
 	judge   *pods.Judge
 	key     *kube.SharedKey
 	keeper  *keeper.Keeper
@@ -194,10 +195,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 		return err
 	}
-	rights := func(ctx context.Context) {
-		kube.TellMissing(ctx, client, kube.Rights(o.node, namespace, o.keySecret), log)
-	}
-	return &node{options: o, log: log, cluster: cluster, rights: rights, judge: judge, key: key, keeper: k, drivers: drivers,
+	return &node{options: o, log: log, client: client, rights: kube.Rights(o.node, namespace, o.keySecret), cluster: cluster, judge: judge, key: key, keeper: k, drivers: drivers,
 		health: server.Health{Addr: o.healthAddr, Ready: ready, Metrics: metrics}}, nil
 }
 
@@ -216,7 +214,7 @@ func (n *node) run(ctx context.Context) error {
 	defer stop()
 	group, background := errgroup.WithContext(background)
 	group.Go(func() error { return n.cluster.Run(background) })
-	group.Go(func() error { n.rights(background); return nil })
+	group.Go(func() error { kube.TellMissing(background, n.client, n.rights, n.log); return nil })
 	group.Go(func() error { return n.judge.Run(background) })
 	group.Go(func() error { return n.key.Run(background) })
 	group.Go(func() error { return n.keeper.Run(background) })

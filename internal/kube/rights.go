@@ -64,7 +64,7 @@ func TellMissing(ctx context.Context, client kubernetes.Interface, rights []Righ
 				return false, nil
 			}
 			if !answer.Status.Allowed {
-				log.Warn("the provider may not " + r.String() + ": " + r.Without)
+				log.Warn("a right is missing", "what", fmt.Sprintf("the provider may not %s: %s", r, r.Without))
 			}
 			return true, nil
 		})

@@ -42,7 +42,7 @@ func (s *suite) rightsAreTold(t *testing.T) {
 		kube.TellMissing(ctx, client, rights, slog.New(slog.NewTextHandler(&log, nil)))
 		var found []string
 		for _, r := range rights {
-			if strings.Contains(strings.ReplaceAll(log.String(), `\"`, `"`), "the provider may not "+r.String()+": "+r.Without) {
+			if strings.Contains(strings.ReplaceAll(log.String(), `\"`, `"`), fmt.Sprintf("the provider may not %s: %s", r, r.Without)) {
 				found = append(found, r.Verb+" "+r.Resource)
 			}
 		}
