@@ -32,7 +32,7 @@ subjects:
 
 {{- /* Refuses what the schema cannot say in a sentence: values that contradict each other. */}}
 {{- define "leasehold.check" -}}
-{{- $values := dict "endpoint" "providers" "health-addr" "metrics.port" "kubelet-dir" "kubeletRootDir" "log-level" "logLevel" "state-max" "stateMax" "vault-addr" "vaultAddr" "allow-vault-addr" "allowVaultAddr" }}
+{{- $values := dict "endpoint" "providers" "health-addr" "metrics.port" "kubelet-dir" "kubeletRootDir" "no-kubelet-dir" "kubeletRootDir" "log-level" "logLevel" "state-max" "stateMax" "vault-addr" "vaultAddr" "allow-vault-addr" "allowVaultAddr" }}
 {{- range .Values.extraArgs }}
 {{- $flag := regexReplaceAll "^--?([a-z-]+).*$" . "${1}" }}
 {{- with get $values $flag }}{{ fail (printf "extraArgs: --%s is set by the value %s" $flag .) }}{{ end }}

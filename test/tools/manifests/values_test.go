@@ -39,6 +39,12 @@ var effects = []effect{
 	{"volumes: [{name: tls, secret: {secretName: vault-tls}}]", []string{"+ pod.spec.volumes[].name: tls", "+ pod.spec.volumes[].secret.secretName: vault-tls"}, ""},
 	{"volumeMounts: [{name: tls, mountPath: /tls, readOnly: true}]", []string{"+ container.volumeMounts[].mountPath: /tls", "+ container.volumeMounts[].name: tls", "+ container.volumeMounts[].readOnly: true"}, ""},
 	{"providersDir: /etc/kubernetes/providers", []string{"- pod.spec.volumes[].hostPath.path: /var/run/secrets-store-csi-providers", "+ pod.spec.volumes[].hostPath.path: /etc/kubernetes/providers"}, ""},
+	{`kubeletRootDir: ""`, []string{
+		"- container.args[]: --kubelet-dir=/var/lib/kubelet", "+ container.args[]: --no-kubelet-dir",
+		"- container.volumeMounts[].mountPath: /var/lib/kubelet/pods", "- container.volumeMounts[].mountPropagation: HostToContainer",
+		"- container.volumeMounts[].name: pods", "- container.volumeMounts[].readOnly: true",
+		"- pod.spec.volumes[].hostPath.path: /var/lib/kubelet/pods", "- pod.spec.volumes[].hostPath.type: Directory", "- pod.spec.volumes[].name: pods",
+	}, ""},
 	{"kubeletRootDir: /var/lib/k0s/kubelet", []string{
 		"- container.args[]: --kubelet-dir=/var/lib/kubelet", "+ container.args[]: --kubelet-dir=/var/lib/k0s/kubelet",
 		"- container.volumeMounts[].mountPath: /var/lib/kubelet/pods", "+ container.volumeMounts[].mountPath: /var/lib/k0s/kubelet/pods",
@@ -182,6 +188,7 @@ func TestBadValues(t *testing.T) {
 		{"extraArgs: [-endpoint, /provider/a.sock]", "extraArgs: --endpoint is set by the value providers"},
 		{"extraArgs: ['--health-addr=:9090']", "extraArgs: --health-addr is set by the value metrics.port"},
 		{"extraArgs: [--kubelet-dir=/k]", "extraArgs: --kubelet-dir is set by the value kubeletRootDir"},
+		{"extraArgs: [--no-kubelet-dir]", "extraArgs: --no-kubelet-dir is set by the value kubeletRootDir"},
 		{"extraArgs: [-log-level=debug]", "extraArgs: --log-level is set by the value logLevel"},
 		{"extraArgs: [--state-max=1]", "extraArgs: --state-max is set by the value stateMax"},
 		{"extraArgs: [--vault-addr=https://a]", "extraArgs: --vault-addr is set by the value vaultAddr"},
