@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -94,5 +95,41 @@ func TestReadmeSaysWhatIsRun(t *testing.T) {
 		if told := names(`(?m)^\| `+name+` \| (v\S+) `, read(t, "README.md")); len(told) != 1 || !slices.Equal(told, required) {
 			t.Errorf("of %s the tests run %v, and the README says %v", name, required, told)
 		}
+	}
+}
+
+// source is all code of the provider's own packages.
+func source(t *testing.T) string {
+	t.Helper()
+	var all strings.Builder
+	for _, folder := range []string{"internal", "provider"} {
+		err := filepath.WalkDir("../../"+folder, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			all.Write(text)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all.String()
+}
+
+// The reference has a row for each reason of an event and each metric, and for no other; FailedMount is kubelet's.
+func TestReferenceListsEventsAndMetrics(t *testing.T) {
+	reference, code := read(t, "docs/reference.md"), source(t)
+	_, section, _ := strings.Cut(reference, "\n## Events on pods\n")
+	events, metrics, _ := strings.Cut(section, "\n## Metrics\n")
+	posted := append(names(`\bEvent\([^"\n]*(?:"Warning"|"Normal"|eventtype), "([A-Za-z]+)"`, code), "FailedMount")
+	slices.Sort(posted)
+	if documented := names("(?m)^\\| `([A-Za-z]+)` ", events); !slices.Equal(documented, posted) {
+		t.Errorf("the events\n%v\nare posted, and the reference lists\n%v", posted, documented)
+	}
+	exposed := names(`"(leasehold_[a-z_]+)"`, code)
+	if documented := names("(?m)^\\| `(leasehold_[a-z_]+)", metrics); !slices.Equal(documented, exposed) || len(exposed) == 0 {
+		t.Errorf("the metrics\n%v\nare exposed, and the reference lists\n%v", exposed, documented)
 	}
 }
