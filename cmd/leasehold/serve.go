@@ -196,7 +196,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		return err
 	}
 	return &node{options: o, log: log, client: client, rights: kube.Rights(o.node, namespace, o.keySecret), cluster: cluster, judge: judge, key: key, keeper: k, drivers: drivers,
-		health: server.Health{Addr: o.healthAddr, Ready: ready, Metrics: metrics}}, nil
+		health: server.Health{Addr: o.healthAddr, Alive: k.Alive, Ready: ready, Metrics: metrics}}, nil
 }
 
 // run serves until ctx ends. Then no call is taken any more, waiting ones are answered, logins and reads come to their end, and

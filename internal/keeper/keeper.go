@@ -108,6 +108,11 @@ type Keeper struct {
 		closed    bool
 		running   sync.WaitGroup
 	}
+	// pulse is closed when the loop that finds what is due comes by; nil while nobody waits for that.
+	pulse struct {
+		sync.Mutex
+		seen chan struct{}
+	}
 	// leaving is closed when waiting Mounts should be answered although their work goes on.
 	leaving     chan struct{}
 	leavingOnce sync.Once
@@ -211,6 +216,36 @@ func (k *Keeper) Grants() ([]grant.Grant, error) {
 // BreakerOpen reports whether revocations are held back because more pods seemed to end than the watch told of.
 func (k *Keeper) BreakerOpen() bool { return k.breaker.open(k.Now()) }
 
+// heartbeat is in the queue when somebody asks whether it is read. No grant has this id.
+const heartbeat = ""
+
+// Alive returns nil when the loop that finds what is due goes round, which it does whatever Vault and the API server do, and else an error
+// when ctx ends.
+func (k *Keeper) Alive(ctx context.Context) error {
+	k.pulse.Lock()
+	if k.pulse.seen == nil {
+		k.pulse.seen = make(chan struct{})
+	}
+	seen := k.pulse.seen
+	k.pulse.Unlock()
+	k.queue.Add(heartbeat)
+	select {
+	case <-seen:
+		return nil
+	case <-ctx.Done():
+		return errors.New("the loop that looks after grants stands still")
+	}
+}
+
+func (k *Keeper) beat() {
+	k.pulse.Lock()
+	defer k.pulse.Unlock()
+	if k.pulse.seen != nil {
+		close(k.pulse.seen)
+		k.pulse.seen = nil
+	}
+}
+
 // line puts what is due into its lane.
 func (k *Keeper) line() {
 	for {
@@ -218,6 +253,11 @@ func (k *Keeper) line() {
 		if shutdown {
 			k.lanes.close()
 			return
+		}
+		if id == heartbeat {
+			k.beat()
+			k.queue.Done(id)
+			continue
 		}
 		w := look{id: id} // of a record that cannot be read, or is gone: the look itself will tell
 		if g, err := k.Store.Get(id); err == nil {

@@ -940,6 +940,34 @@ func TestClassOverridden(t *testing.T) {
 	})
 }
 
+// TestAlive: a Vault that answers nobody does not make a process that should be started again; a loop that does not run does.
+func TestAlive(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		for i := range 100 {
+			n.mount(n.request(fmt.Sprint("p", i), wantCreds...))
+		}
+		n.reconfigure(func(c *keeper.Config) {
+			c.Vaults = &vault.Pool{RoundTripper: stuck{n.wire, strings.TrimPrefix(n.vault.URL, "http://")}}
+		})
+		time.Sleep(30 * time.Minute)
+		for range 2 {
+			if err := n.keeper.Alive(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		still, err := keeper.New(keeper.Config{Store: n.store, Now: now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := still.Alive(ctx); err == nil || !strings.Contains(err.Error(), "stands still") {
+			t.Errorf("a keeper that does not run: %v", err)
+		}
+		_ = still.Run(ctx) // which ends its queue
+	})
+}
+
 // TestGiveBack: of pods that are over without force, of all with it; and then nothing is mounted any more.
 func TestGiveBack(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {

@@ -202,32 +202,36 @@ func TestHealth(t *testing.T) {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "leasehold_test_total", Help: "."}))
 	var (
-		mu      sync.Mutex
-		missing error
+		mu            sync.Mutex
+		dead, missing error
 	)
-	h := server.Health{Addr: addr, Metrics: metrics, Ready: func(context.Context) error { mu.Lock(); defer mu.Unlock(); return missing }}
+	is := func(what *error) func(context.Context) error {
+		return func(context.Context) error { mu.Lock(); defer mu.Unlock(); return *what }
+	}
+	h := server.Health{Addr: addr, Metrics: metrics, Alive: is(&dead), Ready: is(&missing)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- h.Run(ctx) }()
 
 	tests := []struct {
-		path    string
-		missing error
-		code    int
-		body    string
+		path          string
+		dead, missing error
+		code          int
+		body          string
 	}{
-		{"/livez", errors.New("no pods"), 200, "ok\n"},
-		{"/readyz", errors.New("the pods are not listed yet"), 503, "the pods are not listed yet\n"},
-		{"/readyz", nil, 200, "ok\n"},
-		{"/metrics", nil, 200, "leasehold_test_total 0"},
-		{"/", nil, 404, ""},
+		{"/livez", nil, errors.New("no pods"), 200, "ok\n"},
+		{"/livez", errors.New("a loop stands still"), nil, 503, "a loop stands still\n"},
+		{"/readyz", errors.New("a loop stands still"), errors.New("the pods are not listed yet"), 503, "the pods are not listed yet\n"},
+		{"/readyz", nil, nil, 200, "ok\n"},
+		{"/metrics", nil, nil, 200, "leasehold_test_total 0"},
+		{"/", nil, nil, 404, ""},
 	}
 	for _, test := range tests {
 		mu.Lock()
-		missing = test.missing
+		dead, missing = test.dead, test.missing
 		mu.Unlock()
 		if code, body := get(t, "http://"+addr+test.path); code != test.code || !strings.Contains(body, test.body) {
-			t.Errorf("%s while %v: %d %q", test.path, test.missing, code, body)
+			t.Errorf("%s while %v, %v: %d %q", test.path, test.dead, test.missing, code, body)
 		}
 	}
 	cancel()
