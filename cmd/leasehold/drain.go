@@ -34,7 +34,7 @@ func drain(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if len(report.Grants) == 0 {
-		return admin.WriteTable(stdout, report)
+		return admin.WriteTable(stdout, report, false)
 	}
 	if err := admin.WriteEnds(stdout, report, time.Now()); err != nil {
 		return err

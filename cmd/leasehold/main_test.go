@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -80,7 +81,7 @@ func TestCommandLine(t *testing.T) {
 		{"--allow-vault-namespace=[ --node-name=n", 2, "", "-allow-vault-namespace: syntax error in pattern"},
 		{"--allow-tls-dir=tls --node-name=n", 2, "", "-allow-tls-dir: it is not an absolute path"},
 		{"revok", 2, "", `there is no command "revok"`},
-		{"leases -o yaml", 2, "", "-o must be table or json"},
+		{"leases -o xml", 2, "", "-o must be one of table, wide, json, yaml"},
 		{"drain --force --leave", 2, "", "--force and --leave exclude each other"},
 		{"drain --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
 		{"leases --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
@@ -265,13 +266,36 @@ func TestServe(t *testing.T) {
 			t.Errorf("%s: files %v for users %v", provider, resp.GetFiles(), users)
 		}
 	}
-	for _, output := range []string{"table", "json"} {
+	for _, output := range []string{"table", "wide", "json", "yaml"} {
 		text, err := command(t, "leases", "-o", output, "--state-dir", dir).Output()
 		if err != nil || !strings.Contains(string(text), "database/creds/my-app") {
 			t.Errorf("leases -o %s: %v\n%s", output, err, text)
 		}
 	}
 
+	none, err := command(t, "leases", "-n", "elsewhere", "--state-dir", dir).Output()
+	if err != nil || string(none) != "Of the 2 grants on node node-1 none is selected.\n" {
+		t.Errorf("leases -n elsewhere: %q, %v", none, err)
+	}
+	watch := command(t, "leases", "-w", "--expiring-within=2h", "--state-dir", dir)
+	shown, err := watch.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := watch.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines, looks := bufio.NewScanner(shown), 0; looks < 2 && lines.Scan(); {
+		if strings.HasPrefix(lines.Text(), "POD ") {
+			looks++
+		}
+	}
+	if err := watch.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if err := watch.Wait(); err != nil {
+		t.Errorf("leases -w: %v", err)
+	}
 	text, err := command(t, "drain", "--state-dir", dir).CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 || !strings.Contains(string(text), "shop/app  ") || !strings.Contains(string(text), "running pods use the above") {
 		t.Errorf("drain: %v\n%s", err, text)

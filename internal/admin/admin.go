@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
@@ -26,9 +25,15 @@ const (
 	maxReport = 64 << 20
 )
 
-// Report is what is held on one node. Fields are only ever added.
+// reportVersion changes when a field of the report changes its meaning or goes; fields are added without.
+const reportVersion = 1
+
+// Report is what is held on one node.
 type Report struct {
-	Node   string  `json:"node"`
+	Version int `json:"version"`
+	// Node is the node's name.
+	Node string `json:"node"`
+	// Grants are in the order of their pods' names.
 	Grants []Grant `json:"grants"`
 }
 
@@ -49,6 +54,8 @@ type Grant struct {
 	// TokenSeconds is what is left of the token; absent when there is none.
 	TokenSeconds *int64  `json:"tokenSeconds,omitempty"`
 	Leases       []Lease `json:"leases,omitempty"`
+	// Failures counts the tries to renew or revoke that failed since the last that did not.
+	Failures int `json:"failures,omitempty"`
 	// Cause says why it is being revoked.
 	Cause string `json:"cause,omitempty"`
 	// Problem is the last failure; absent when the last try went well.
@@ -58,8 +65,10 @@ type Grant struct {
 // Lease is one lease under the login.
 type Lease struct {
 	Path string `json:"path"`
-	// Seconds is what is left of it.
+	// Seconds is what is left of it, Of the life that Vault stated last, and Renewed how long ago that was. Of is 0 for a life without end.
 	Seconds int64 `json:"seconds"`
+	Of      int64 `json:"ofSeconds"`
+	Renewed int64 `json:"renewedSecondsAgo"`
 	// Superseded leases were replaced and run out by themselves.
 	Superseded bool `json:"superseded,omitempty"`
 }
@@ -99,19 +108,22 @@ func (p Provider) tell(w http.ResponseWriter, _ *http.Request) {
 }
 
 func report(node string, grants []grant.Grant, now grant.Instant) Report {
-	r := Report{Node: node, Grants: make([]Grant, 0, len(grants))}
+	r := Report{Version: reportVersion, Node: node, Grants: make([]Grant, 0, len(grants))}
 	for _, g := range grants {
 		out := Grant{
 			ID: g.ID, State: string(g.State), Namespace: g.Pod.Namespace, Pod: g.Pod.Name, UID: g.Pod.UID,
 			Volume: g.Volume.Volume, Class: g.Class, ServiceAccount: g.Pod.ServiceAccount,
 			Vault: g.Server.Address, VaultNamespace: g.Namespace, AuthMount: g.Auth.Mount, Role: g.Auth.Role,
-			Cause: g.Cause, Problem: g.Problem,
+			Cause: g.Cause, Problem: g.Problem, Failures: g.Failures,
 		}
 		if !g.Token.IsZero() {
-			out.TokenSeconds = new(int64(g.Login.Left(now) / time.Second))
+			out.TokenSeconds = new(seconds(g.Login.Left(now)))
 		}
 		for _, l := range g.Leases {
-			out.Leases = append(out.Leases, Lease{Path: l.Read.Path, Seconds: int64(l.Term.Left(now) / time.Second), Superseded: l.Superseded})
+			out.Leases = append(out.Leases, Lease{
+				Path: l.Read.Path, Superseded: l.Superseded,
+				Seconds: seconds(l.Term.Left(now)), Of: seconds(l.Term.TTL), Renewed: seconds(max(0, now.Sub(l.Term.From))),
+			})
 		}
 		r.Grants = append(r.Grants, out)
 	}
@@ -120,6 +132,8 @@ func report(node string, grants []grant.Grant, now grant.Instant) Report {
 	})
 	return r
 }
+
+func seconds(d time.Duration) int64 { return int64(d / time.Second) }
 
 // Client returns a client of the provider that keeps its state in stateDir, whatever host its URLs name.
 func Client(stateDir string) *http.Client {
@@ -154,45 +168,4 @@ func ask(ctx context.Context, stateDir, method, path string) (r Report, err erro
 		return r, fmt.Errorf("reading the provider's answer: %w", err)
 	}
 	return r, nil
-}
-
-// WriteTable writes a report for people: one line for each lease, or for each grant that has none.
-func WriteTable(w io.Writer, r Report) error {
-	if len(r.Grants) == 0 {
-		_, err := fmt.Fprintf(w, "Nothing is held on node %s.\n", r.Node)
-		return err
-	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(t, "POD\tVOLUME\tSTATE\tROLE\tLEASE\tLEFT\tTOKEN\tNOTE")
-	for _, g := range r.Grants {
-		token := "-"
-		if g.TokenSeconds != nil {
-			token = left(*g.TokenSeconds)
-		}
-		line := func(path, leaseLeft, note string) {
-			_, _ = fmt.Fprintf(t, "%s/%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Namespace, g.Pod, g.Volume, g.State, g.Role, path, leaseLeft, token, note)
-		}
-		note := cmp.Or(g.Problem, g.Cause)
-		if len(g.Leases) == 0 {
-			line("-", "-", note)
-		}
-		for _, l := range g.Leases {
-			if l.Superseded {
-				line(l.Path, left(l.Seconds), "replaced, running out")
-			} else {
-				line(l.Path, left(l.Seconds), note)
-			}
-		}
-	}
-	return t.Flush()
-}
-
-// noEnd is more seconds than anything has left that ends.
-const noEnd = 50 * 365 * 24 * 3600
-
-func left(seconds int64) string {
-	if seconds > noEnd {
-		return "no end"
-	}
-	return (time.Duration(seconds) * time.Second).String()
 }

@@ -127,10 +127,15 @@ func TestFetch(t *testing.T) {
 	}
 	golden(t, "leases.json", string(text)+"\n")
 	var table strings.Builder
-	if err := admin.WriteTable(&table, report); err != nil {
+	if err := admin.WriteTable(&table, report, false); err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "leases.txt", table.String())
+	table.Reset()
+	if err := admin.WriteTable(&table, report, true); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "leases-wide.txt", table.String())
 }
 
 func TestReportHoldsNoSecret(t *testing.T) {
@@ -153,6 +158,41 @@ func TestProfiles(t *testing.T) {
 	}
 }
 
+// TestSelection: each filter leaves the grants that fit it, and all together those that fit all.
+func TestSelection(t *testing.T) {
+	dir := folder(t)
+	serve(t, dir, provider(func() ([]grant.Grant, error) { return held(), nil }))
+	report, err := admin.Fetch(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		selection admin.Selection
+		want      string
+	}{
+		{admin.Selection{}, "1 2 3"},
+		{admin.Selection{Namespace: "shop"}, "1 2 3"},
+		{admin.Selection{Namespace: "sho"}, ""},
+		{admin.Selection{Pod: "app"}, "2 3"},
+		{admin.Selection{State: "active"}, "3"},
+		{admin.Selection{Vault: "https://vault:8200"}, "3"},
+		{admin.Selection{Within: 20 * time.Minute}, "3"},
+		{admin.Selection{Within: 10 * time.Minute}, ""},
+		{admin.Selection{Pod: "app", State: "Revoking"}, "2"},
+	} {
+		var ids []string
+		for _, g := range test.selection.Of(report).Grants {
+			ids = append(ids, g.ID)
+		}
+		if got := strings.Join(ids, " "); got != test.want {
+			t.Errorf("%+v: %q, want %q", test.selection, got, test.want)
+		}
+	}
+	if len(report.Grants) != 3 {
+		t.Error("a selection changed the report")
+	}
+}
+
 func TestNothingHeld(t *testing.T) {
 	dir := folder(t)
 	serve(t, dir, provider(func() ([]grant.Grant, error) { return nil, nil }))
@@ -160,11 +200,11 @@ func TestNothingHeld(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text, err := json.Marshal(report); err != nil || string(text) != `{"node":"node-1","grants":[]}` {
+	if text, err := json.Marshal(report); err != nil || string(text) != `{"version":1,"node":"node-1","grants":[]}` {
 		t.Errorf("%s, %v", text, err)
 	}
 	var table strings.Builder
-	if err := admin.WriteTable(&table, report); err != nil || table.String() != "Nothing is held on node node-1.\n" {
+	if err := admin.WriteTable(&table, report, false); err != nil || table.String() != "Nothing is held on node node-1.\n" {
 		t.Errorf("%q, %v", table.String(), err)
 	}
 }
