@@ -19,6 +19,7 @@ usage: leasehold [command] [flags]
 
   serve     answer the Secrets Store CSI driver on this node (the default)
   leases    list what this node holds
+  revoke    give back what a pod holds, although it may run
   drain     give back what this node holds, before the provider is removed
   validate  check SecretProviderClasses in files
   version   print the version
@@ -57,6 +58,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return serve(ctx, rest, stdout, stderr)
 	case "leases":
 		return leases(ctx, rest, stdout, stderr)
+	case "revoke":
+		return revoke(ctx, rest, os.Stdin, stdout, stderr)
 	case "drain":
 		return drain(ctx, rest, stdout, stderr)
 	case "validate":

@@ -82,6 +82,8 @@ func TestCommandLine(t *testing.T) {
 		{"--allow-tls-dir=tls --node-name=n", 2, "", "-allow-tls-dir: it is not an absolute path"},
 		{"revok", 2, "", `there is no command "revok"`},
 		{"leases -o xml", 2, "", "-o must be one of table, wide, json, yaml"},
+		{"revoke --pod app", 2, "", "--pod must be namespace/name"},
+		{"revoke --pod shop/app --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
 		{"drain --force --leave", 2, "", "--force and --leave exclude each other"},
 		{"drain --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
 		{"leases --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
@@ -296,7 +298,15 @@ func TestServe(t *testing.T) {
 	if err := watch.Wait(); err != nil {
 		t.Errorf("leases -w: %v", err)
 	}
-	text, err := command(t, "drain", "--state-dir", dir).CombinedOutput()
+	text, err := command(t, "revoke", "--pod=shop/app", "--state-dir", dir).CombinedOutput() // nobody answers
+	if err == nil || !strings.Contains(string(text), "database/creds/my-app") || !strings.Contains(string(text), "nothing was revoked") {
+		t.Errorf("revoke: %v\n%s", err, text)
+	}
+	text, err = command(t, "revoke", "--pod=shop/other", "--state-dir", dir).CombinedOutput()
+	if err == nil || !strings.Contains(string(text), "nothing is held for pod shop/other on node node-1") {
+		t.Errorf("revoke: %v\n%s", err, text)
+	}
+	text, err = command(t, "drain", "--state-dir", dir).CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 || !strings.Contains(string(text), "shop/app  ") || !strings.Contains(string(text), "running pods use the above") {
 		t.Errorf("drain: %v\n%s", err, text)
 	}

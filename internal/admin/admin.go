@@ -85,6 +85,8 @@ type Provider struct {
 	Now func() grant.Instant
 	// GiveBack has the grants of pods that are over given back; with all also those that running pods use.
 	GiveBack func(ctx context.Context, all bool) error
+	// RevokePod has all given back that a pod holds, and returns of how many grants that is.
+	RevokePod func(namespace, name string) (int, error)
 }
 
 // Handler answers the admin socket. Profiles, which hold names of functions and no data, are where net/http/pprof has them.
@@ -94,6 +96,7 @@ func Handler(p Provider) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET "+leasesPath, p.tell)
 	mux.HandleFunc("POST "+drainPath, p.drain)
+	mux.HandleFunc("POST "+revokePath, p.revoke)
 	return mux
 }
 

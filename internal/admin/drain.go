@@ -6,13 +6,19 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"text/tabwriter"
 	"time"
+
+	"github.com/leasehold-csi/leasehold/internal/grant"
 )
 
-const drainPath = "/v1/drain"
+const (
+	drainPath  = "/v1/drain"
+	revokePath = "/v1/revoke"
+)
 
 // drain has what ended given back, and with force=true everything, and tells what is held then.
 func (p Provider) drain(w http.ResponseWriter, r *http.Request) {
@@ -28,22 +34,48 @@ func (p Provider) drain(w http.ResponseWriter, r *http.Request) {
 	p.tell(w, r)
 }
 
-// drainPace is the time between two looks at a drain.
-const drainPace = time.Second
+// revoke has all given back that one pod holds, and tells what is held then.
+func (p Provider) revoke(w http.ResponseWriter, r *http.Request) {
+	namespace, pod := r.FormValue("namespace"), r.FormValue("pod")
+	revoked, err := p.RevokePod(namespace, pod)
+	switch {
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	case revoked == 0:
+		http.Error(w, fmt.Sprintf("nothing is held for pod %q of namespace %q on this node", pod, namespace), http.StatusNotFound)
+	default:
+		p.tell(w, r)
+	}
+}
+
+// pace is the time between two looks at what is being given back.
+const pace = time.Second
 
 // Drain has the provider that keeps its state in stateDir give back what pods left that are over, and with force everything. It returns
 // when nothing is being given back any more, or when ctx ends, with what is held then. progress is called with how many grants are being
 // given back, when that changes.
 func Drain(ctx context.Context, stateDir string, force bool, progress func(left int)) (Report, error) {
 	r, err := ask(ctx, stateDir, http.MethodPost, drainPath+"?force="+strconv.FormatBool(force))
-	last := 0
-	for err == nil {
-		left := 0
-		for _, g := range r.Grants {
-			if g.State == "Revoking" {
-				left++
-			}
-		}
+	if err != nil {
+		return r, err
+	}
+	return await(ctx, stateDir, r, Selection{}, progress)
+}
+
+// Revoke does the same for what one pod holds, whether or not it runs, and reports on that pod only.
+func Revoke(ctx context.Context, stateDir, namespace, pod string, progress func(left int)) (Report, error) {
+	r, err := ask(ctx, stateDir, http.MethodPost, revokePath+"?"+url.Values{"namespace": {namespace}, "pod": {pod}}.Encode())
+	if err != nil {
+		return r, err
+	}
+	return await(ctx, stateDir, r, Selection{Namespace: namespace, Pod: pod}, progress)
+}
+
+// await looks again and again, beginning with r, until nothing of what is selected is being given back, or ctx ends.
+func await(ctx context.Context, stateDir string, r Report, selected Selection, progress func(left int)) (Report, error) {
+	for last := 0; ; {
+		r = selected.Of(r)
+		left := len(Selection{State: string(grant.Revoking)}.Of(r).Grants)
 		if left != last {
 			progress(left)
 		}
@@ -53,16 +85,15 @@ func Drain(ctx context.Context, stateDir string, force bool, progress func(left 
 		select {
 		case <-ctx.Done():
 			return r, nil
-		case <-time.After(drainPace):
+		case <-time.After(pace):
 		}
-		var now Report
-		if now, err = Fetch(ctx, stateDir); err != nil && ctx.Err() != nil {
-			return r, nil //nolint:nilerr // the time is up
-		} else if err == nil {
+		now, err := Fetch(ctx, stateDir)
+		if err == nil {
 			r = now
+		} else if ctx.Err() == nil {
+			return r, err
 		}
 	}
-	return r, err
 }
 
 // WriteEnds writes for people when each thing that is held ends by itself, the last first. now is the wall clock.

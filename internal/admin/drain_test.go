@@ -69,3 +69,24 @@ func TestDrainFails(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRevoke: only the pod's own is waited for, and told of.
+func TestRevoke(t *testing.T) {
+	dir := folder(t)
+	var asked []string
+	p := provider(func() ([]grant.Grant, error) {
+		return slices.DeleteFunc(held(), func(g grant.Grant) bool { return g.Pod.Name == "app" && g.State == grant.Revoking }), nil
+	})
+	p.RevokePod = func(namespace, name string) (int, error) {
+		asked = append(asked, namespace+"/"+name)
+		return map[string]int{"app": 1}[name], nil
+	}
+	serve(t, dir, p)
+	report, err := admin.Revoke(t.Context(), dir, "shop", "app", func(int) {})
+	if err != nil || len(report.Grants) != 1 || report.Grants[0].ID != "3" || !slices.Equal(asked, []string{"shop/app"}) {
+		t.Errorf("%q: %+v, %v", asked, report, err)
+	}
+	if _, err := admin.Revoke(t.Context(), dir, "shop", "other", func(int) {}); err == nil || !strings.Contains(err.Error(), `nothing is held for pod "other"`) {
+		t.Error(err)
+	}
+}

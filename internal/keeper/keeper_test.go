@@ -968,6 +968,25 @@ func TestAlive(t *testing.T) {
 	})
 }
 
+// TestRevokePod: a pod loses what it has at once, another keeps it, and a republish gives new credentials.
+func TestRevokePod(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		lost, kept := n.mount(n.request("lost", wantCreds...)), n.mount(n.request("kept", wantCreds...))
+		if revoked, err := n.keeper.RevokePod("default", "pod-lost"); err != nil || revoked != 1 {
+			t.Fatalf("%d, %v", revoked, err)
+		}
+		synctest.Wait()
+		n.expect("revoked", 1, 1, 1)
+		if n.lives(lost[0]) || !n.lives(kept[0]) || !n.had("RevokedByHand") {
+			t.Error("another pod's credentials were revoked, or nobody was told")
+		}
+		if again := n.mount(n.request("lost", wantCreds...)); !n.lives(again[0]) {
+			t.Error("the republish shows what was revoked")
+		}
+		n.expect("republished", 2, 2, 2)
+	})
+}
+
 // TestGiveBack: of pods that are over without force, of all with it; and then nothing is mounted any more.
 func TestGiveBack(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {

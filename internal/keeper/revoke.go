@@ -110,3 +110,24 @@ func (k *Keeper) GiveBack(ctx context.Context, all bool) error {
 	}
 	return err
 }
+
+// RevokePod has all that a pod holds given back, whether or not it is over, and returns of how many grants that is. A pod that runs is
+// given new credentials at its next republish.
+func (k *Keeper) RevokePod(namespace, name string) (revoked int, err error) {
+	grants, err := k.Grants()
+	if err != nil {
+		return 0, fmt.Errorf("reading the store: %w", err)
+	}
+	for _, g := range grants {
+		if g.State == grant.Revoking || g.Pod.Namespace != namespace || g.Pod.Name != name {
+			continue
+		}
+		if failure := k.letGo(g.ID, "revoked by hand"); failure != nil {
+			err = errors.Join(err, failure)
+			continue
+		}
+		k.Event(g.Pod, "Warning", "RevokedByHand", fmt.Sprintf("volume %q: an operator had its credentials revoked (leasehold revoke); new ones come with the next republish", g.Volume.Volume))
+		revoked++
+	}
+	return revoked, err
+}

@@ -30,6 +30,7 @@ func TestEndToEnd(t *testing.T) {
 		{"a class that changes", s.classChanges},
 		{"leases that are kept at the end", s.keptAtTheEnd},
 		{"tokens that cannot carry leases", s.tokensThatCannotCarry},
+		{"credentials that are revoked by hand", s.revokedByHand},
 		{"credentials that will lapse", s.willLapse},
 		{"a wrong service account", s.wrongServiceAccount},
 		{"bad classes", s.badClasses},

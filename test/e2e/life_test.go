@@ -253,3 +253,28 @@ func (s *suite) willLapse(t *testing.T) {
 	p.delete(pod, metav1.DeleteOptions{})
 	p.awaitNothing()
 }
+
+// revokedByHand takes a running pod's credentials away, and no other's; it is given new ones.
+func (s *suite) revokedByHand(t *testing.T) {
+	p := s.newPlace(t, "by-hand")
+	p.databaseClass()
+	pod, other := p.run(newPod("leaked", "db")), p.run(newPod("other", "db"))
+	before, kept := p.login(pod), p.login(other)
+	if said, err := s.bed.Leasehold(t.Context(), "revoke", "--pod", p.ns+"/leaked", "--yes"); err != nil {
+		t.Fatalf("%s, %v", said, err)
+	}
+	if err := p.bed.CanLogIn(t.Context(), before.user, before.password); err == nil {
+		t.Error("what was revoked still works")
+	}
+	p.awaitEvent("leaked", "RevokedByHand", "an operator had its credentials revoked")
+	s.eventually(t, "the pod has other credentials", func(ctx context.Context) error {
+		l := p.login(pod)
+		return p.bed.CanLogIn(ctx, l.user, l.password)
+	})
+	p.mustLogIn(kept)
+	if p.login(other) != kept {
+		t.Error("another pod's credentials changed")
+	}
+	p.deleteAll()
+	p.awaitNothing()
+}
