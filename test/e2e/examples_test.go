@@ -325,9 +325,12 @@ func (p *place) checkStaticRole(pod *corev1.Pod) {
 	p.t.Cleanup(func() {
 		p.shell("vault delete database/static-roles/" + p.role + "-db; psql -c 'DROP ROLE \"" + p.role + "\"'")
 	})
+	if user, err := os.ReadFile(filepath.Join(p.folder(pod), "db_user")); err != nil || string(user) != p.role {
+		p.t.Errorf("the user is %q, %v", user, err)
+	}
 	seen := map[string]bool{}
 	p.eventually(p.t, "the file had three passwords that work", func(ctx context.Context) error {
-		l := p.login(pod)
+		l := login{p.role, p.read(pod, volume, "db_pass")} // the user's name is in the paths too, and no secret
 		if !seen[l.password] && p.bed.CanLogIn(ctx, l.user, l.password) == nil {
 			seen[l.password] = true
 		}
