@@ -149,9 +149,9 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 	}})
 	judge := pods.New(pods.Config{Cluster: cluster, KubeletDir: o.kubeletDir, Now: bootTime, Log: log})
-	told, delays := admin.NewEvents(), admin.NewRenewalDelays()
+	told, delays, requests := admin.NewEvents(), admin.NewRenewalDelays(), admin.NewVaultRequests()
 	k, err := keeper.New(keeper.Config{
-		Store: ledger, Vaults: new(vault.Pool), Ended: judge.Ended, Event: told.Count(cluster.Event), Now: bootTime, Log: log,
+		Store: ledger, Vaults: &vault.Pool{Answered: requests.Answered}, Ended: judge.Ended, Event: told.Count(cluster.Event), Now: bootTime, Log: log,
 		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Overrides: cluster.Overrides, Synced: cluster.SyncedObjects,
 		RequestToken: cluster.RequestToken, Identify: cluster.Identify,
 		RenewalBegan: func(late time.Duration) { delays.Observe(late.Seconds()) },
@@ -163,7 +163,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	cluster.OnSynced(k.WakeAll)
 	judge.OnUnmount(k.Wake)
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), told, delays,
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), told, delays, requests,
 		admin.Metrics{List: k.Grants, BreakerOpen: k.BreakerOpen, Now: bootTime})
 	var sockets []*server.Socket
 	var drivers []*server.Server

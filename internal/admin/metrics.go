@@ -2,6 +2,7 @@ package admin
 
 import (
 	"math"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -69,6 +70,22 @@ func NewRenewalDelays() prometheus.Histogram {
 		Name: "leasehold_renewal_delay_seconds", Help: "Time between when a renewal was due and when it was begun, of those that did not fail before.",
 		Buckets: []float64{.1, 1, 10, 60, 600},
 	})
+}
+
+// VaultRequests measures requests to Vault.
+type VaultRequests struct{ *prometheus.HistogramVec }
+
+// NewVaultRequests returns VaultRequests that measured none yet.
+func NewVaultRequests() VaultRequests {
+	return VaultRequests{prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "leasehold_vault_request_seconds", Help: "Time that requests to Vault took, by what was asked for and what came of it.",
+		Buckets: []float64{.005, .02, .1, .5, 2, 10, 60},
+	}, []string{"operation", "outcome"})}
+}
+
+// Answered takes one request.
+func (v VaultRequests) Answered(operation, outcome string, took time.Duration) {
+	v.WithLabelValues(operation, outcome).Observe(took.Seconds())
 }
 
 // Events counts the events that are posted on pods.

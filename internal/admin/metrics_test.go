@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -82,5 +83,28 @@ func TestEventsAreCounted(t *testing.T) {
 		if got := testutil.ToFloat64(e.WithLabelValues(reason)); got != want {
 			t.Errorf("%s: %v, want %v", reason, got, want)
 		}
+	}
+}
+
+func TestVaultRequestsAreMeasured(t *testing.T) {
+	v := admin.NewVaultRequests()
+	v.Answered("login", "ok", 30*time.Millisecond)
+	v.Answered("login", "ok", time.Minute)
+	const want = `
+# HELP leasehold_vault_request_seconds Time that requests to Vault took, by what was asked for and what came of it.
+# TYPE leasehold_vault_request_seconds histogram
+leasehold_vault_request_seconds_bucket{operation="login",outcome="ok",le="0.005"} 0
+leasehold_vault_request_seconds_bucket{operation="login",outcome="ok",le="0.02"} 0
+leasehold_vault_request_seconds_bucket{operation="login",outcome="ok",le="0.1"} 1
+leasehold_vault_request_seconds_bucket{operation="login",outcome="ok",le="0.5"} 1
+leasehold_vault_request_seconds_bucket{operation="login",outcome="ok",le="2"} 1
+leasehold_vault_request_seconds_bucket{operation="login",outcome="ok",le="10"} 1
+leasehold_vault_request_seconds_bucket{operation="login",outcome="ok",le="60"} 2
+leasehold_vault_request_seconds_bucket{operation="login",outcome="ok",le="+Inf"} 2
+leasehold_vault_request_seconds_sum{operation="login",outcome="ok"} 60.03
+leasehold_vault_request_seconds_count{operation="login",outcome="ok"} 2
+`
+	if err := testutil.CollectAndCompare(v, strings.NewReader(want)); err != nil {
+		t.Error(err)
 	}
 }

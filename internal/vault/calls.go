@@ -130,7 +130,7 @@ func (c *Client) LogIn(ctx context.Context, namespace string, auth spec.Auth, wi
 	}
 	const op = OpLogin
 	out, err := c.retry(ctx, call{
-		op: op, method: http.MethodPut, path: "auth/" + auth.Mount + "/login", namespace: namespace, body: body, hide: []secret.Value{with.JWT, with.SecretID},
+		counted: opLogin, op: op, method: http.MethodPut, path: "auth/" + auth.Mount + "/login", namespace: namespace, body: body, hide: []secret.Value{with.JWT, with.SecretID},
 	})
 	if err != nil {
 		return Login{}, err
@@ -177,7 +177,7 @@ func unleasable(a *authBlock) string {
 // Unwrap returns the secret-id behind a wrapping token, which is used up by it.
 func (c *Client) Unwrap(ctx context.Context, namespace string, wrapping secret.Value) (secret.Value, error) {
 	const op = "unwrapping the secret-id"
-	out, err := c.retry(ctx, call{op: op, method: http.MethodPut, path: "sys/wrapping/unwrap", namespace: namespace, token: wrapping})
+	out, err := c.retry(ctx, call{counted: opUnwrap, op: op, method: http.MethodPut, path: "sys/wrapping/unwrap", namespace: namespace, token: wrapping})
 	if err != nil {
 		return secret.Value{}, err
 	}
@@ -198,7 +198,7 @@ func (c *Client) Unwrap(ctx context.Context, namespace string, wrapping secret.V
 // Read makes one request of a spec. It is sent once, unless Vault proved that it did not execute it.
 func (c *Client) Read(ctx context.Context, s Session, r spec.Read) (Reply, error) {
 	op := fmt.Sprintf("reading %q", r.Path)
-	in := call{op: op, method: r.Method, path: r.Path, query: r.Query, namespace: s.Namespace, token: s.Token, index: s.Index}
+	in := call{counted: opRead, op: op, method: r.Method, path: r.Path, query: r.Query, namespace: s.Namespace, token: s.Token, index: s.Index}
 	if r.Args != "" {
 		in.body = []byte(r.Args)
 	}
@@ -237,9 +237,10 @@ func raw(a answer) bool {
 
 // RenewSelf lengthens, or with a small increment shortens, the token's life. An increment of zero asks for the role's TTL.
 func (c *Client) RenewSelf(ctx context.Context, s Session, increment time.Duration) (Life, error) {
-	op := "renewing the token"
+	const op = "renewing the token"
 	var e envelope
-	if err := c.put(ctx, s, op, "auth/token/renew-self", map[string]any{"increment": int64(increment / time.Second)}, nil, &e); err != nil {
+	in := call{counted: opRenewToken, op: op, path: "auth/token/renew-self", namespace: s.Namespace, token: s.Token}
+	if err := c.put(ctx, in, map[string]any{"increment": int64(increment / time.Second)}, &e); err != nil {
 		return Life{}, err
 	}
 	if e.Auth == nil {
@@ -252,7 +253,8 @@ func (c *Client) RenewSelf(ctx context.Context, s Session, increment time.Durati
 func (c *Client) RenewLease(ctx context.Context, s Session, id secret.Value, increment time.Duration) (Life, error) {
 	var e envelope
 	args := map[string]any{"lease_id": id.Reveal(), "increment": int64(increment / time.Second)}
-	if err := c.put(ctx, s, "renewing a lease", "sys/leases/renew", args, []secret.Value{id}, &e); err != nil {
+	in := call{counted: opRenewLease, op: "renewing a lease", path: "sys/leases/renew", namespace: s.Namespace, token: s.Token, hide: []secret.Value{id}}
+	if err := c.put(ctx, in, args, &e); err != nil {
 		return Life{}, err
 	}
 	return Life{TTL: seconds(e.LeaseDuration), Renewable: e.Renewable}, nil
@@ -264,7 +266,7 @@ func (c *Client) RevokeCertificate(ctx context.Context, s Session, mount string,
 	if err != nil {
 		return fmt.Errorf("encoding a serial number: %w", err)
 	}
-	_, err = c.do(ctx, call{op: fmt.Sprintf("revoking a certificate of %q", mount), method: http.MethodPut, path: mount + "/revoke",
+	_, err = c.do(ctx, call{counted: opRevokeCertificate, op: fmt.Sprintf("revoking a certificate of %q", mount), method: http.MethodPut, path: mount + "/revoke",
 		namespace: s.Namespace, token: s.Token, body: body, hide: []secret.Value{serial}})
 	return err
 }
@@ -272,20 +274,21 @@ func (c *Client) RevokeCertificate(ctx context.Context, s Session, mount string,
 // RevokeSelf revokes the token, and with it every lease under it. Vault takes over the leases: they go moments later, and it
 // tries again by itself when their back end is down.
 func (c *Client) RevokeSelf(ctx context.Context, s Session) error {
-	_, err := c.do(ctx, call{op: "revoking the token", method: http.MethodPut, path: "auth/token/revoke-self", namespace: s.Namespace, token: s.Token})
+	_, err := c.do(ctx, call{counted: opRevoke, op: "revoking the token", method: http.MethodPut, path: "auth/token/revoke-self", namespace: s.Namespace, token: s.Token})
 	return err
 }
 
-func (c *Client) put(ctx context.Context, s Session, op, path string, args map[string]any, hide []secret.Value, into *envelope) error {
-	body, err := json.Marshal(args)
-	if err != nil {
-		return fmt.Errorf("%s: encoding the request: %w", op, err)
+// put sends args as the body of in.
+func (c *Client) put(ctx context.Context, in call, args map[string]any, into *envelope) (err error) {
+	in.method = http.MethodPut
+	if in.body, err = json.Marshal(args); err != nil {
+		return fmt.Errorf("%s: encoding the request: %w", in.op, err)
 	}
-	out, err := c.do(ctx, call{op: op, method: http.MethodPut, path: path, namespace: s.Namespace, token: s.Token, body: body, hide: hide})
+	out, err := c.do(ctx, in)
 	if err != nil {
 		return err
 	}
-	return c.decode(op, out.body, into)
+	return c.decode(in.op, out.body, into)
 }
 
 // clusterMemo remembers the cluster id for a while, so that a storm of Mounts asks once.
@@ -319,7 +322,7 @@ func (c *Client) Cluster(ctx context.Context) string {
 	op := "asking for the cluster"
 	ctx, cancel := context.WithTimeout(ctx, clusterPatience)
 	defer cancel()
-	out, err := c.do(ctx, call{op: op, method: http.MethodGet, path: "sys/health", query: "standbyok=true&perfstandbyok=true"})
+	out, err := c.do(ctx, call{counted: opHealth, op: op, method: http.MethodGet, path: "sys/health", query: "standbyok=true&perfstandbyok=true"})
 	if err != nil || c.decode(op, out.body, &health) != nil {
 		return ""
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,14 @@ var kindWords = map[Kind]string{
 	Unreachable: "no connection", Distrusted: "Vault's certificate is not trusted", InDoubt: "no answer", Failing: "any other 5xx",
 	Denied: "any other 403", InvalidToken: "403 with `invalid token`", NotFound: "any other 404", Invalid: "any other 4xx", NotExecuted: "any other refusal to serve now",
 	Empty: "nothing", NotVault: "what is not Vault's JSON", Unusable: "a file or address of ours cannot be used",
+}
+
+// Every kind of failure is counted under a word of its own.
+func TestOutcomes(t *testing.T) {
+	words := slices.Sorted(slices.Values(outcomes[:]))
+	if len(words) != int(Shared)+1 || words[0] == "" || len(slices.Compact(words)) != len(outcomes) {
+		t.Errorf("%d kinds, words %q", int(Shared)+1, words)
+	}
 }
 
 // row is how the document shows a cause.

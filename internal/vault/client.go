@@ -49,13 +49,17 @@ type Client struct {
 	api       *api.Client
 	closeIdle func()
 	cluster   clusterMemo
+	answered  func(operation, outcome string, took time.Duration)
 
 	files  string    // how the TLS files looked before they were read
 	made   time.Time // when that was
 	looked time.Time // when they were last looked at; guarded by the pool
 }
 
-func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
+func newClient(s spec.Server, rt http.RoundTripper, answered func(operation, outcome string, took time.Duration)) (*Client, error) {
+	if answered == nil {
+		answered = func(string, string, time.Duration) {}
+	}
 	trust, err := tlsConfig(s)
 	if err != nil {
 		return nil, &Error{Kind: Unusable, Op: "using the TLS files", Server: s.Address, Err: err}
@@ -97,7 +101,7 @@ func newClient(s spec.Server, rt http.RoundTripper) (*Client, error) {
 	client.ClearToken()
 	client.SetMaxRetries(0)
 	client.SetClientTimeout(0) // every call brings its own deadline
-	return &Client{server: s, api: client, closeIdle: transport.CloseIdleConnections}, nil
+	return &Client{server: s, api: client, closeIdle: transport.CloseIdleConnections, answered: answered}, nil
 }
 
 // dialer connects to a server. One that a tenant named may resolve to whatever its owner likes, so the address that is dialled
@@ -159,8 +163,21 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// The operations that requests are counted by.
+const (
+	opLogin             = "login"
+	opUnwrap            = "unwrap"
+	opRead              = "read"
+	opRenewToken        = "renew_token"
+	opRenewLease        = "renew_lease"
+	opRevokeCertificate = "revoke_certificate"
+	opRevoke            = "revoke"
+	opHealth            = "health"
+)
+
 // call is one request.
 type call struct {
+	counted   string // as one of the operations
 	op        string // what is being done, for errors
 	method    string
 	path      string // without v1/
@@ -181,6 +198,8 @@ type answer struct {
 
 // do sends one request once and returns a good reply.
 func (c *Client) do(ctx context.Context, in call) (out answer, err error) {
+	began := time.Now()
+	defer func() { c.answered(in.counted, outcome(err), time.Since(began)) }()
 	client := c.api
 	if in.namespace != "" {
 		client = client.WithNamespace(in.namespace)

@@ -155,6 +155,21 @@ func KindOf(err error) Kind {
 	return Unknown
 }
 
+// outcomes are the kinds in a word each.
+var outcomes = [...]string{
+	Unknown: "unknown", NotExecuted: "not_executed", Unreachable: "unreachable", Distrusted: "distrusted", InDoubt: "in_doubt", Failing: "failing",
+	BackEndDown: "back_end_down", Denied: "denied", InvalidToken: "invalid_token", LeaseGone: "lease_gone", LeaseEnded: "lease_ended",
+	Unrenewable: "unrenewable", Invalid: "invalid", NotFound: "not_found", Empty: "empty", NotVault: "not_vault", Unusable: "unusable", Shared: "shared",
+}
+
+// outcome is what came of a request, in a word.
+func outcome(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	return outcomes[KindOf(err)]
+}
+
 // Absent reports whether err is Vault's word that there is nothing at a path, or no more. A proxy's 404 is not, nor is what Vault says of a
 // path under which its engine keeps nothing.
 func Absent(err error) bool {

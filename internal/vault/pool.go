@@ -19,6 +19,9 @@ const (
 type Pool struct {
 	// RoundTripper takes the network's place; nil for the network. For tests that meet Vault at the wire.
 	RoundTripper http.RoundTripper
+	// Answered is told of each request: what was asked for, what came of it ("ok", or the kind of failure), and how long that took; nil
+	// for nobody. Both are of few words that are known beforehand.
+	Answered func(operation, outcome string, took time.Duration)
 
 	mu      sync.Mutex
 	clock   uint64 // counts uses
@@ -80,7 +83,7 @@ func (p *Pool) current(s spec.Server) (*Client, error) {
 	if c != nil && c.files == files {
 		return c, nil
 	}
-	changed, err := newClient(s, p.RoundTripper)
+	changed, err := newClient(s, p.RoundTripper, p.Answered)
 	if err != nil && c != nil {
 		return c, nil
 	}

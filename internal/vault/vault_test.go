@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -81,6 +82,35 @@ func TestCallsOfALife(t *testing.T) {
 			if r.Header.Get("X-Vault-Request") != "true" {
 				t.Errorf("%s lacks X-Vault-Request", r.Path)
 			}
+		}
+	})
+}
+
+// TestRequestsAreTold: each with what it was for, what came of it and how long it took, those that are tried again each time.
+func TestRequestsAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, _, login := world(t)
+		var told []string
+		c, err := (&vault.Pool{RoundTripper: v, Answered: func(operation, outcome string, took time.Duration) {
+			told = append(told, fmt.Sprint(operation, " ", outcome, " ", took))
+		}}).Client(spec.Server{Address: v.URL}, "shop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.FailNext("GET "+creds.Path, 1, vaulttest.Fault{Status: 429})
+		reply, err := c.Read(t.Context(), login.Session, creds)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Read(t.Context(), login.Session, spec.Read{Method: http.MethodGet, Path: "secret/data/none"})
+		_, _ = c.RenewLease(t.Context(), login.Session, reply.LeaseID, 0)
+		_, _ = c.RenewSelf(t.Context(), login.Session, 0)
+		_ = c.RevokeSelf(t.Context(), login.Session)
+		_ = c.RevokeCertificate(t.Context(), login.Session, "pki", secret.New("00:11"))
+		c.Cluster(t.Context())
+		want := []string{"read not_executed 0s", "read ok 0s", "read not_found 0s", "renew_lease ok 0s", "renew_token ok 0s", "revoke ok 0s", "revoke_certificate invalid_token 0s", "health ok 0s"}
+		if !slices.Equal(told, want) {
+			t.Errorf("told\n%q, want\n%q", told, want)
 		}
 	})
 }
