@@ -259,13 +259,13 @@ func (p *place) checkJSON(pod *corev1.Pod) {
 }
 
 func (p *place) checkFilesPerKey(pod *corev1.Pod) {
-	p.mustRead(pod, "keys/primary", "k1")
-	p.mustRead(pod, "keys/secondary", "k2")
+	p.mustRead(pod, "keys/primary", "one-of-two-keys")
+	p.mustRead(pod, "keys/secondary", "two-of-two-keys")
 	if _, err := os.Stat(filepath.Join(p.folder(pod), "feature-flags.json")); !errors.Is(err, os.ErrNotExist) {
 		p.t.Errorf("the file of a secret that is not there: %v", err)
 	}
-	p.shell("vault kv put secret/" + p.role + "/keys primary=k3; vault kv put secret/" + p.role + "/flags dark=true")
-	p.awaitFile(pod, "keys/primary", "k3")
+	p.shell("vault kv put secret/" + p.role + "/keys primary=one-new-key; vault kv put secret/" + p.role + "/flags dark=true")
+	p.awaitFile(pod, "keys/primary", "one-new-key")
 	p.awaitFile(pod, "feature-flags.json", `{"dark":"true"}`+"\n")
 	if _, err := os.Stat(filepath.Join(p.folder(pod), "keys", "secondary")); !errors.Is(err, os.ErrNotExist) {
 		p.t.Errorf("the file of a key that is gone: %v", err)
@@ -284,7 +284,7 @@ func (s *suite) enableAppRole(t *testing.T) {
 	}
 }
 
-func (p *place) checkAppRole(pod *corev1.Pod) { p.mustRead(pod, "license", "12345") }
+func (p *place) checkAppRole(pod *corev1.Pod) { p.mustRead(pod, "license", "SHOP-2026-0815") }
 
 func (p *place) checkSynced(pod *corev1.Pod) {
 	p.mustRead(pod, "password", "s3cr3t")
