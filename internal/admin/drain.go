@@ -27,6 +27,8 @@ func (p Provider) drain(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "force must be true or false", http.StatusBadRequest)
 		return
 	}
+	// It waits for logins and reads under way, and asks the API server for pods, longer than an answer may take elsewhere.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 	if err := p.GiveBack(r.Context(), force); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return

@@ -689,6 +689,29 @@ func TestFullStoreLeavesMountedVolumesAlone(t *testing.T) {
 }
 
 // TestClassWarningsAreToldOnce: not at every republish, and not by every retry of a mount that goes on.
+// TestFullStoreLeavesNoRecord: a new grant that has no room for what the volume shows is not left behind, as nothing is under way for it.
+func TestFullStoreLeavesNoRecord(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		n.stop()
+		n.stateMax = 8 << 20 // of which a namespace may fill half
+		n.start()
+		n.vault.KV2("secret/data/large", map[string]any{"k": strings.Repeat("x", 9<<18)})
+		req := n.request("p", append(wantCreds, "large=secret/data/large#k", "small="+kv+"#k")...)
+		req.Spec.Objects[3].Care.Refresh = 10 * time.Second
+		n.mount(req)
+		n.vault.RevokeAccessor(n.vault.Tokens()[0].Accessor)
+		time.Sleep(time.Minute) // the small one is due, which finds the token dead
+		_, _ = n.keeper.Acquire(t.Context(), req)
+		time.Sleep(claimLife)
+		if s := n.states(); strings.Contains(s, "Pending") || strings.Contains(s, "Revoking") {
+			t.Errorf("states %s", s)
+		}
+		if !n.had("RefreshFailed") {
+			t.Error("the new grant had room, so that this shows nothing")
+		}
+	})
+}
+
 func TestClassWarningsAreToldOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		req := n.request("p", wantCreds...)
@@ -993,13 +1016,16 @@ func TestGiveBack(t *testing.T) {
 		n.mount(n.request("over", wantCreds...))
 		n.mount(n.request("running", wantCreds...))
 		n.mu.Lock()
-		n.ended["over"] = true
+		n.ended["over"], n.warning = true, "once"
 		n.mu.Unlock()
 		if err := n.keeper.GiveBack(t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
 		n.expect("without force", 1, 1, 1)
+		if !n.had("EndUnclear") {
+			t.Error("what the look found is not told")
+		}
 		if err := n.keeper.GiveBack(t.Context(), true); err != nil {
 			t.Fatal(err)
 		}

@@ -228,8 +228,8 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 		if before.ID != "" { // what hangs on no token is no reason to issue a certificate anew
 			err = k.Store.CopyAnswers(before.ID, fresh.ID, func(a grant.Answer) bool { return !a.Leased && !before.AnswerDue(a, now) })
 		}
-		if err != nil {
-			return c, err
+		if err != nil { // there was no request under it, and is none
+			return c, errors.Join(err, k.letGo(fresh.ID, "what its volume shows could not be taken over"))
 		}
 	}
 	// A look now sees kubelet's folder: after a failed mount it is gone for a while, and one never seen proves nothing later.

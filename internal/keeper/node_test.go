@@ -45,6 +45,7 @@ type node struct {
 	// unannounced: nobody told of the ends.
 	unannounced bool
 	blind       bool      // sees nothing of pods and volumes
+	warning     string    // of the next verdict of an end, and of no other
 	started     time.Time // of the pods' containers
 	events      []string
 
@@ -136,7 +137,11 @@ func (n *node) verdict(_ context.Context, g grant.Grant) grant.Verdict {
 	if n.blind {
 		return grant.Verdict{}
 	}
-	return grant.Verdict{Ended: n.ended[g.Pod.UID], Reason: "the test says so", FolderSeen: true, Grace: 30 * time.Second, Announced: !n.unannounced, Started: n.started}
+	var warning string
+	if n.ended[g.Pod.UID] {
+		warning, n.warning = n.warning, ""
+	}
+	return grant.Verdict{Warning: warning, Ended: n.ended[g.Pod.UID], Reason: "the test says so", FolderSeen: true, Grace: 30 * time.Second, Announced: !n.unannounced, Started: n.started}
 }
 
 func (n *node) event(pod spec.Pod, eventtype, reason, message string) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 )
 
@@ -103,8 +104,13 @@ func (k *Keeper) GiveBack(ctx context.Context, all bool) error {
 		}
 		if all {
 			err = errors.Join(err, k.letGo(g.ID, "drained by force"))
-		} else if verdict := k.Ended(ctx, g); verdict.Ended && k.holdBack(g, verdict) == 0 {
-			_, failure := k.end(g, verdict.Reason)
+			continue
+		}
+		g, verdict, held, failure := k.lookAtPod(ctx, g)
+		if failure == nil && verdict.Ended && held == 0 {
+			_, failure = k.end(g, verdict.Reason)
+		}
+		if !errors.Is(failure, store.ErrNotFound) { // it was given back meanwhile
 			err = errors.Join(err, failure)
 		}
 	}

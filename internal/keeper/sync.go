@@ -24,15 +24,12 @@ func (k *Keeper) sync(ctx context.Context, id string) (next grant.Instant, err e
 	if g.State == grant.Revoking {
 		return k.revoke(ctx, g)
 	}
-	verdict := k.Ended(ctx, g)
-	if g, err = k.note(g, verdict); err != nil {
+	g, verdict, held, err := k.lookAtPod(ctx, g)
+	if err != nil {
 		return k.Now().Add(time.Minute), err
 	}
-	var held grant.Instant
-	if verdict.Ended {
-		if held = k.holdBack(g, verdict); held == 0 {
-			return k.end(g, verdict.Reason)
-		}
+	if verdict.Ended && held == 0 {
+		return k.end(g, verdict.Reason)
 	}
 	next, err = k.keep(ctx, g)
 	look := verdict.Check
@@ -40,6 +37,16 @@ func (k *Keeper) sync(ctx context.Context, id string) (next grant.Instant, err e
 		look = sweep
 	}
 	return grant.Earliest(next, held, k.Now().Add(look)), err
+}
+
+// lookAtPod asks whether a grant's pod is over, and records what only a look at it can tell. held is until when an end is not acted on;
+// zero for one that is, and for none.
+func (k *Keeper) lookAtPod(ctx context.Context, g grant.Grant) (after grant.Grant, verdict grant.Verdict, held grant.Instant, err error) {
+	verdict = k.Ended(ctx, g)
+	if after, err = k.note(g, verdict); err == nil && verdict.Ended {
+		held = k.holdBack(after, verdict)
+	}
+	return after, verdict, held, err
 }
 
 // holdBack returns until when an end is not acted on because too many came that nobody announced; zero to act.
