@@ -1,6 +1,7 @@
 package template
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -15,7 +16,7 @@ const (
 )
 
 // gate lets few children run at once. Whose turn it is, is decided among the namespaces that wait: that with the fewest children, and
-// of several the one whose last turn is the longest ago. The zero value is open.
+// of several the one whose last turn is the longest ago, or which came first. The zero value is open.
 type gate struct {
 	mu         sync.Mutex
 	running    int
@@ -26,8 +27,9 @@ type gate struct {
 // queue are those of a namespace.
 type queue struct {
 	running int
-	// last is the turn in which one of them began.
+	// last is the turn in which one of them began, zero for none yet, and came that before which the namespace came.
 	last    uint64
+	came    uint64
 	waiting []chan struct{}
 }
 
@@ -40,7 +42,8 @@ func (g *gate) enter(ctx context.Context, namespace string) error {
 	}
 	q := g.namespaces[namespace]
 	if q == nil {
-		q = new(queue)
+		g.turn++
+		q = &queue{came: g.turn}
 		g.namespaces[namespace] = q
 	}
 	q.waiting = append(q.waiting, begin)
@@ -103,7 +106,7 @@ func (g *gate) next() (best *queue) {
 		if len(q.waiting) == 0 || q.running == perNamespace {
 			continue
 		}
-		if best == nil || q.running < best.running || q.running == best.running && q.last < best.last {
+		if best == nil || cmp.Or(cmp.Compare(q.running, best.running), cmp.Compare(q.last, best.last), cmp.Compare(q.came, best.came)) < 0 {
 			best = q
 		}
 	}
