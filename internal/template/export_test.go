@@ -20,7 +20,7 @@ var (
 // Idle reports whether nobody has a turn or waits for one.
 func Idle(g *Gate) bool { return g.running == 0 && len(g.namespaces) == 0 }
 
-// Memory is what a child may map, Piece the most of it at once, and Argument that of its command line; PerNode is how many there are.
+// Memory is what a child's heap may have, Piece the most of it at once, and Argument that of its command line; PerNode is how many there are.
 const (
 	Memory   = memory
 	Piece    = piece
@@ -28,5 +28,8 @@ const (
 	PerNode  = perNode
 )
 
-// Limit is what a child begins with.
-var Limit = limit
+// Limit is what a child begins with, Heap what it then has of its memory.
+var (
+	Limit = limit
+	Heap  = heap
+)

@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	// memory is what a child may map beyond what it has when it starts, which is less than 10 MiB. Those of a node together fit into the
-	// memory limit of its manifest beside the provider: no limit relies on the kernel's choice of whom to kill.
-	memory = 18 << 20
+	// memory is what a child's heap may grow to, and all else that it maps after its start, which had less than 5 MiB beside the heap. Those
+	// of a node together fit into the memory limit of its manifest beside the provider: no limit relies on the kernel's choice of whom to
+	// kill.
+	memory = 26 << 20
 	// piece is the most that it may map at once, which is also what Go's runtime grows the heap by. The kernel does not count what is mapped
 	// in the place of something reserved, as that does, before it has it: RLIMIT_DATA alone refuses only the next mapping.
 	piece = 4 << 20
@@ -36,12 +37,14 @@ func limit() error {
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0) // not what anything relies on
 	runtime.GOMAXPROCS(1)
 	debug.SetMaxStack(stack)
-	debug.SetMemoryLimit(memory)
+	debug.SetMemoryLimit(memory - 2*piece)      // it collects before it is refused
 	time.AfterFunc(time.Hour, func() {}).Stop() // the runtime's poller must have its descriptors before there are none
 	data, err := mapped()
 	if err != nil {
 		return err
 	}
+	// How much of the heap there is at the start is chance: one child would have more than the next.
+	data -= heap()
 	// Of the group, because on Linux a process's priority is each thread's own.
 	if err := unix.Setpriority(unix.PRIO_PGRP, 0, 10); err != nil {
 		return err
@@ -67,7 +70,14 @@ func limit() error {
 	return confine()
 }
 
-// mapped is what counts against RLIMIT_DATA, in bytes. Most of it Go's runtime only reserved.
+// heap is what of the mapped is Go's heap, with the goroutines' stacks, used or not.
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapSys + m.StackInuse
+}
+
+// mapped is what counts against RLIMIT_DATA, in bytes. Most of it is tables of Go's runtime that are hardly used.
 func mapped() (uint64, error) {
 	statm, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
