@@ -221,7 +221,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.health.Run(background) })
 	group.Go(func() error {
 		return server.ServeHTTP(background, adminSocket, admin.Handler(admin.Provider{
-			Node: n.node, List: n.keeper.Grants, Now: bootTime, GiveBack: n.keeper.GiveBack, RevokePod: n.keeper.RevokePod,
+			Node: n.node, List: n.keeper.Grants, LeftToExpire: n.keeper.LeftToExpire, Now: bootTime, GiveBack: n.keeper.GiveBack, RevokePod: n.keeper.RevokePod,
 		}))
 	})
 	group.Go(func() error {

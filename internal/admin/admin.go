@@ -60,6 +60,8 @@ type Grant struct {
 	Cause string `json:"cause,omitempty"`
 	// Problem is the last failure; absent when the last try went well.
 	Problem string `json:"problem,omitempty"`
+	// LeftToExpire says why the end of the pod revokes nothing; absent when it does.
+	LeftToExpire string `json:"leftToExpire,omitempty"`
 }
 
 // Lease is one lease under the login.
@@ -81,6 +83,8 @@ type Provider struct {
 	Node string
 	// List returns what is held.
 	List func() ([]grant.Grant, error)
+	// LeftToExpire says why the end of the pod revokes nothing of a grant; empty when it does.
+	LeftToExpire func(grant.Grant) string
 	// Now reads the clock that grants are kept by.
 	Now func() grant.Instant
 	// GiveBack has the grants of pods that are over given back; with all also those that running pods use.
@@ -107,17 +111,18 @@ func (p Provider) tell(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(report(p.Node, grants, p.Now()))
+	_ = json.NewEncoder(w).Encode(p.report(grants))
 }
 
-func report(node string, grants []grant.Grant, now grant.Instant) Report {
-	r := Report{Version: reportVersion, Node: node, Grants: make([]Grant, 0, len(grants))}
+func (p Provider) report(grants []grant.Grant) Report {
+	now := p.Now()
+	r := Report{Version: reportVersion, Node: p.Node, Grants: make([]Grant, 0, len(grants))}
 	for _, g := range grants {
 		out := Grant{
 			ID: g.ID, State: string(g.State), Namespace: g.Pod.Namespace, Pod: g.Pod.Name, UID: g.Pod.UID,
 			Volume: g.Volume.Volume, Class: g.Class, ServiceAccount: g.Pod.ServiceAccount,
 			Vault: g.Server.Address, VaultNamespace: g.Namespace, AuthMount: g.Auth.Mount, Role: g.Auth.Role,
-			Cause: g.Cause, Problem: g.Problem, Failures: g.Failures,
+			Cause: g.Cause, Problem: g.Problem, Failures: g.Failures, LeftToExpire: p.LeftToExpire(g),
 		}
 		if !g.Token.IsZero() {
 			out.TokenSeconds = new(seconds(g.Login.Left(now)))

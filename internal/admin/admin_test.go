@@ -63,7 +63,9 @@ func held() []grant.Grant {
 
 // provider tells of what list returns.
 func provider(list func() ([]grant.Grant, error)) admin.Provider {
-	return admin.Provider{Node: "node-1", List: list, Now: func() grant.Instant { return now }}
+	return admin.Provider{
+		Node: "node-1", List: list, LeftToExpire: func(g grant.Grant) string { return g.Expire }, Now: func() grant.Instant { return now },
+	}
 }
 
 // serve answers at a folder's admin socket until the test ends.

@@ -73,11 +73,17 @@ func Revoke(ctx context.Context, stateDir, namespace, pod string, progress func(
 	return await(ctx, stateDir, r, Selection{Namespace: namespace, Pod: pod}, progress)
 }
 
-// await looks again and again, beginning with r, until nothing of what is selected is being given back, or ctx ends.
+// await looks again and again, beginning with r, until nothing of what is selected is being given back, or ctx ends. What is left to expire
+// is not given back.
 func await(ctx context.Context, stateDir string, r Report, selected Selection, progress func(left int)) (Report, error) {
 	for last := 0; ; {
 		r = selected.Of(r)
-		left := len(Selection{State: string(grant.Revoking)}.Of(r).Grants)
+		left := 0
+		for _, g := range r.Grants {
+			if g.State == string(grant.Revoking) && g.LeftToExpire == "" {
+				left++
+			}
+		}
 		if left != last {
 			progress(left)
 		}

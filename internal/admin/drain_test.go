@@ -47,6 +47,24 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestDrainLeaves: what its class leaves to expire is told of, and not waited for.
+func TestDrainLeaves(t *testing.T) {
+	dir := folder(t)
+	p := provider(func() ([]grant.Grant, error) {
+		grants := held()
+		for i := range grants {
+			grants[i].Expire = "the class says onPodEnd: expire"
+		}
+		return grants, nil
+	})
+	p.GiveBack = func(context.Context, bool) error { return nil }
+	serve(t, dir, p)
+	report, err := admin.Drain(t.Context(), dir, false, func(left int) { t.Errorf("%d are waited for", left) })
+	if err != nil || len(report.Grants) != 3 {
+		t.Errorf("%+v, %v", report, err)
+	}
+}
+
 // TestDrainTakesTooLong: what is held when the time is up is told.
 func TestDrainTakesTooLong(t *testing.T) {
 	dir := folder(t)

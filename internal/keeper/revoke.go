@@ -14,9 +14,17 @@ import (
 // probeIncrement is the life that a lease is left with by the probe before the revocation, which follows at once.
 const probeIncrement = time.Minute
 
+// LeftToExpire says why the pod's end revokes nothing of a grant, so that all of it runs out by itself; empty when it does revoke.
+func (k *Keeper) LeftToExpire(g grant.Grant) string {
+	if k.Revoke == RevokeLog || k.Revoke == RevokeOff {
+		return "--revoke=" + string(k.Revoke)
+	}
+	return g.Expire
+}
+
 // revoke gives a grant back to Vault and forgets it once it is certainly gone.
 func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, error) {
-	braked := g.Expire != "" || k.Revoke == RevokeLog || k.Revoke == RevokeOff
+	braked := k.LeftToExpire(g) != ""
 	switch now := k.Now(); {
 	case g.Busy(now):
 		return g.BusyUntil, nil
