@@ -3,6 +3,7 @@
 //
 //	app                                      wait for SIGTERM (also the pod's own pause container)
 //	app sleep DURATION                       wait, whatever signals come
+//	app grow MIB                             take that much memory, 1 MiB after another, and wait for SIGTERM
 //	app login-once --dsn D --user-file F --pass-file F
 //	app run --dsn D --user-file F --pass-file F [--probe-every 1s] [--for DURATION]
 //
@@ -11,12 +12,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -41,6 +45,8 @@ func run(args []string) error {
 	switch args[0] {
 	case "sleep":
 		return sleep(args[1:])
+	case "grow":
+		return grow(ctx, args[1:])
 	case "login-once":
 		p, err := parse(args)
 		if err != nil {
@@ -66,6 +72,23 @@ func sleep(args []string) error {
 		return fmt.Errorf("sleep: %w", err)
 	}
 	<-time.After(duration)
+	return nil
+}
+
+func grow(ctx context.Context, args []string) error {
+	if len(args) != 1 {
+		return errors.New("grow: say how many MiB")
+	}
+	mib, err := strconv.Atoi(args[0])
+	if err != nil {
+		return fmt.Errorf("grow: %w", err)
+	}
+	taken := make([][]byte, mib)
+	for i := range taken {
+		taken[i] = bytes.Repeat([]byte{1}, 1<<20) // written to, or the kernel would not give it
+	}
+	<-ctx.Done()
+	runtime.KeepAlive(taken)
 	return nil
 }
 
