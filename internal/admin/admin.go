@@ -21,8 +21,8 @@ import (
 
 const (
 	leasesPath = "/v1/leases"
-	// maxReport bounds what Fetch reads, in bytes.
-	maxReport = 64 << 20
+	// MaxReport bounds a report that is read, in bytes.
+	MaxReport = 64 << 20
 )
 
 // reportVersion changes when a field of the report changes its meaning or goes; fields are added without.
@@ -172,7 +172,7 @@ func ask(ctx context.Context, stateDir, method, path string) (r Report, err erro
 		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
 		return r, fmt.Errorf("asking the provider: it answered %s: %s", resp.Status, strings.TrimSpace(string(why)))
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxReport)).Decode(&r); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, MaxReport)).Decode(&r); err != nil {
 		return r, fmt.Errorf("reading the provider's answer: %w", err)
 	}
 	return r, nil

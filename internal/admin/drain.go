@@ -9,10 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"text/tabwriter"
 	"time"
-
-	"github.com/leasehold-csi/leasehold/internal/grant"
 )
 
 const (
@@ -78,12 +75,7 @@ func Revoke(ctx context.Context, stateDir, namespace, pod string, progress func(
 func await(ctx context.Context, stateDir string, r Report, selected Selection, progress func(left int)) (Report, error) {
 	for last := 0; ; {
 		r = selected.Of(r)
-		left := 0
-		for _, g := range r.Grants {
-			if g.State == string(grant.Revoking) && g.LeftToExpire == "" {
-				left++
-			}
-		}
+		left := r.Revoking()
 		if left != last {
 			progress(left)
 		}
@@ -106,13 +98,17 @@ func await(ctx context.Context, stateDir string, r Report, selected Selection, p
 
 // WriteEnds writes for people when each thing that is held ends by itself, the last first. now is the wall clock.
 func WriteEnds(w io.Writer, r Report, now time.Time) error {
+	return writeEnds(newTable(w, false), []Report{r}, now)
+}
+
+func writeEnds(t table, reports []Report, now time.Time) error {
 	type end struct {
-		grant Grant
+		grant placed
 		what  string
 		in    int64
 	}
 	var ends []end
-	for _, g := range r.Grants {
+	for _, g := range placedGrants(reports) {
 		var token int64
 		if g.TokenSeconds != nil {
 			token = *g.TokenSeconds
@@ -123,14 +119,13 @@ func WriteEnds(w io.Writer, r Report, now time.Time) error {
 		}
 	}
 	slices.SortStableFunc(ends, func(a, b end) int { return cmp.Compare(b.in, a.in) })
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(t, "POD\tVOLUME\tSTATE\tHELD\tENDS\tIN")
+	t.row("NODE", "POD", "VOLUME", "STATE", "HELD", "ENDS", "IN")
 	for _, e := range ends {
 		at := "never"
 		if e.in < noEnd {
 			at = now.Add(time.Duration(e.in) * time.Second).UTC().Format(time.RFC3339)
 		}
-		_, _ = fmt.Fprintf(t, "%s/%s\t%s\t%s\t%s\t%s\t%s\n", e.grant.Namespace, e.grant.Pod, e.grant.Volume, e.grant.State, e.what, at, left(e.in))
+		t.row(e.grant.node, e.grant.Namespace+"/"+e.grant.Pod, e.grant.Volume, e.grant.State, e.what, at, left(e.in))
 	}
 	return t.Flush()
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 )
 
 // Selection is a part of a report. Each field that is not its zero value leaves out the grants that do not fit it.
@@ -51,14 +52,18 @@ func WriteTable(w io.Writer, r Report, wide bool) error {
 		_, err := fmt.Fprintf(w, "Nothing is held on node %s.\n", r.Node)
 		return err
 	}
-	grants := slices.Clone(r.Grants)
-	slices.SortStableFunc(grants, func(a, b Grant) int { return cmp.Compare(a.ends(), b.ends()) })
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	columns := "POD\tVOLUME\tSTATE\tROLE\tLEASE\tLEFT\tTOKEN\t"
+	return writeGrants(newTable(w, false), []Report{r}, wide)
+}
+
+// writeGrants writes the lines of WriteTable.
+func writeGrants(t table, reports []Report, wide bool) error {
+	grants := placedGrants(reports)
+	slices.SortStableFunc(grants, func(a, b placed) int { return cmp.Compare(a.ends(), b.ends()) })
+	columns := []string{"POD", "VOLUME", "STATE", "ROLE", "LEASE", "LEFT", "TOKEN"}
 	if wide {
-		columns += "RENEWED\tCLASS\tACCOUNT\tVAULT\tMOUNT\tFAILURES\t"
+		columns = append(columns, "RENEWED", "CLASS", "ACCOUNT", "VAULT", "MOUNT", "FAILURES")
 	}
-	_, _ = fmt.Fprintln(t, columns+"NOTE")
+	t.row("NODE", append(columns, "NOTE")...)
 	for _, g := range grants {
 		token := "-"
 		if g.TokenSeconds != nil {
@@ -73,7 +78,7 @@ func WriteTable(w io.Writer, r Report, wide bool) error {
 				}
 				cells = append(cells, renewed, g.Class, g.ServiceAccount, vault, g.AuthMount, fmt.Sprint(g.Failures))
 			}
-			_, _ = fmt.Fprintln(t, strings.Join(append(cells, note), "\t"))
+			t.row(g.node, append(cells, note)...)
 		}
 		note := cmp.Or(g.Problem, g.Cause)
 		if len(g.Leases) == 0 {
@@ -88,6 +93,47 @@ func WriteTable(w io.Writer, r Report, wide bool) error {
 		}
 	}
 	return t.Flush()
+}
+
+// table is what is written for people. Its rows begin with the node where it is of many.
+type table struct {
+	*tabwriter.Writer
+	ofMany bool
+}
+
+func newTable(w io.Writer, ofMany bool) table {
+	return table{Writer: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0), ofMany: ofMany}
+}
+
+// row writes a row, without what would do something to a terminal: not all of it is Leasehold's own words.
+func (t table) row(node string, cells ...string) {
+	if t.ofMany {
+		cells = slices.Insert(cells, 0, node)
+	}
+	for i, cell := range cells {
+		cells[i] = strings.Map(func(r rune) rune {
+			if unicode.IsPrint(r) {
+				return r
+			}
+			return '?'
+		}, cell)
+	}
+	_, _ = fmt.Fprintln(t, strings.Join(cells, "\t"))
+}
+
+// placed is a grant and its node.
+type placed struct {
+	Grant
+	node string
+}
+
+func placedGrants(reports []Report) (all []placed) {
+	for _, r := range reports {
+		for _, g := range r.Grants {
+			all = append(all, placed{g, r.Node})
+		}
+	}
+	return all
 }
 
 // bar shows how much of a lease's life is left.
