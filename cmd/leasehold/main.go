@@ -18,9 +18,9 @@ const usage = `leasehold gives every Vault lease back when its pod is over.
 usage: leasehold [command] [flags]
 
   serve     answer the Secrets Store CSI driver on this node (the default)
-  leases    list what this node holds
+  leases    list what this node holds, or every node
   revoke    give back what a pod holds, although it may run
-  drain     give back what this node holds, before the provider is removed
+  drain     give back what this node holds, or every node, before the provider is removed
   validate  check SecretProviderClasses in files
   version   print the version
 
@@ -39,6 +39,9 @@ func main() {
 	case errors.Is(err, errUsage):
 		fmt.Fprintln(os.Stderr, "leasehold:", err)
 		os.Exit(2)
+	case errors.Is(err, errPartial):
+		fmt.Fprintln(os.Stderr, "leasehold:", err)
+		os.Exit(3)
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "leasehold:", err)
 		os.Exit(1)

@@ -28,6 +28,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
+	"github.com/leasehold-csi/leasehold/internal/fleet/fleettest"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
@@ -84,6 +85,10 @@ func TestCommandLine(t *testing.T) {
 		{"leases -o xml", 2, "", "-o must be one of table, wide, json, yaml"},
 		{"revoke --pod app", 2, "", "--pod must be namespace/name"},
 		{"revoke --pod shop/app --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
+		{"drain -o yaml", 2, "", "-o must be table or json"},
+		{"drain --provider-namespace elsewhere", 2, "", "--kubeconfig and --provider-namespace are for --all-nodes"},
+		{"leases --kubeconfig /nonexistent", 2, "", "--kubeconfig and --provider-namespace are for --all-nodes"},
+		{"leases --all-nodes --kubeconfig /nonexistent", 1, "", "finding the Kubernetes API"},
 		{"drain --force --leave", 2, "", "--force and --leave exclude each other"},
 		{"drain --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
 		{"leases --state-dir " + dir, 1, "", "is " + dir + " its --state-dir?"},
@@ -313,6 +318,18 @@ func TestServe(t *testing.T) {
 	text, err = command(t, "drain", "--leave", "--state-dir", dir).CombinedOutput()
 	if err != nil || !strings.Contains(string(text), "database/creds/my-app") {
 		t.Errorf("drain --leave: %v\n%s", err, text)
+	}
+
+	nodes := fleettest.New(t)
+	nodes.Add("node-1", asProgram(t))
+	config := nodes.Kubeconfig(t)
+	text, err = command(t, "leases", "--all-nodes", "--kubeconfig", config, "--state-dir", dir).CombinedOutput()
+	if err != nil || strings.Count(string(text), "\nnode-1  shop/app  ") != 2 {
+		t.Errorf("leases --all-nodes: %v\n%s", err, text)
+	}
+	text, err = command(t, "drain", "--all-nodes", "--kubeconfig", config, "--state-dir", dir).CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 || !strings.Contains(string(text), "running pods use the above") {
+		t.Errorf("drain --all-nodes: %v\n%s", err, text)
 	}
 
 	if err := serve.Process.Signal(syscall.SIGTERM); err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -13,17 +12,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/klog/v2"
 
 	"github.com/leasehold-csi/leasehold/internal/fleet"
 	"github.com/leasehold-csi/leasehold/internal/fleet/fleettest"
 )
-
-// TestMain keeps quiet what client-go logs of connections that are given up.
-func TestMain(m *testing.M) {
-	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
-	m.Run()
-}
 
 // long is a deadline that no test meets, and short one for what never answers.
 const (

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -24,7 +25,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/httpstream/wsstream"
 	"k8s.io/apimachinery/pkg/util/remotecommand"
 	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 )
+
+// What the libraries log is of connections that tests have ended.
+func init() { klog.SetSlogLogger(slog.New(slog.DiscardHandler)) }
 
 // Namespace is that of the pods.
 const Namespace = "leasehold"
