@@ -102,15 +102,15 @@ func (d *drainer) allNodes(ctx context.Context) error {
 
 // verdict says what has to be done about what is left; nil for nothing.
 func (d *drainer) verdict(reports ...admin.Report) error {
-	held, revoking := 0, 0
+	used, revoking := 0, 0
 	for _, r := range reports {
-		held += len(r.Grants)
+		used += r.InUse()
 		revoking += r.Revoking()
 	}
 	switch {
 	case revoking > 0:
 		return fmt.Errorf("not all was given back within %s: leasehold leases says why; drain again, or let it run out as above", d.timeout)
-	case held > 0 && !d.leave:
+	case used > 0 && !d.leave:
 		return errInUse
 	}
 	return nil

@@ -30,6 +30,9 @@ func holds(pod, state string, seconds int64, said chan<- string) fleettest.Comma
 		if pod != "" {
 			report.Grants = append(report.Grants, admin.Grant{ID: pod, State: state, Namespace: "shop", Pod: pod, TokenSeconds: &seconds})
 		}
+		if pod == "expiring" {
+			report.Grants[0].LeftToExpire = "the class says onPodEnd: expire"
+		}
 		if args[0] == "drain" {
 			fmt.Fprint(stderr, "2 being given back\n\x1b[2J\n1 being given back\n")
 		}
@@ -47,6 +50,9 @@ var nodes = map[string]func(s *fleettest.Server, said chan<- string){
 	"late":  func(s *fleettest.Server, said chan<- string) { s.Add("a-late", holds("late", "Active", 3000, said)) },
 	"soon":  func(s *fleettest.Server, said chan<- string) { s.Add("b-soon", holds("soon", "Active", 60, said)) },
 	"stuck": func(s *fleettest.Server, said chan<- string) { s.Add("c-stuck", holds("stuck", "Revoking", 60, said)) },
+	"expiring": func(s *fleettest.Server, said chan<- string) {
+		s.Add("h-expiring", holds("expiring", "Revoking", 60, said))
+	},
 	"empty": func(s *fleettest.Server, said chan<- string) { s.Add("d-empty", holds("", "", 0, said)) },
 	"garbage": func(s *fleettest.Server, _ chan<- string) {
 		s.Add("e-garbage", func(_ context.Context, _ []string, stdout, _ io.Writer) int {
@@ -109,6 +115,7 @@ func TestAllNodes(t *testing.T) {
 		{"drain --leave", "stuck", 1, []string{"NODE POD", "c-stuck shop/stuck"}, []string{"not all was given back within 5m0s"}, ""},
 		{"drain", "empty down", 3, []string{"No grants found", "", "UNREACHABLE", "g-down"}, []string{partial + "1 answered"}, ""},
 		{"drain", "late down", 3, []string{"NODE POD", "a-late shop/late", "", "UNREACHABLE", "g-down"}, []string{partial, "; and " + inUse}, ""},
+		{"drain", "expiring", 0, []string{"NODE POD", "h-expiring shop/expiring"}, []string{"being given back"}, ""},
 		{"drain -o json", "late", 1, []string{`{"version":1,"nodes":[{"version":1,"node":"a-late",`, `"unreachable":[]`}, []string{inUse}, ""},
 	}
 	for _, test := range tests {
