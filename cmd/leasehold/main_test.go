@@ -22,7 +22,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -262,7 +264,15 @@ func TestServe(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close() })
-		resp, err := v1alpha1.NewCSIDriverProviderClient(conn).Mount(ctx, mountRequest(t, provider, sent), grpc.WaitForReady(true))
+		driver, request := v1alpha1.NewCSIDriverProviderClient(conn), mountRequest(t, provider, sent)
+		_, err = driver.Mount(ctx, request, grpc.WaitForReady(true))
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), `below "/var/lib/kubelet"`) {
+			t.Fatalf("%s: a volume of another kubelet folder: %v", provider, err)
+		}
+		if err := os.MkdirAll(filepath.Join(dir, "pods", "0f8a-11", "volumes", "kubernetes.io~csi", provider), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := driver.Mount(ctx, request)
 		if err != nil {
 			t.Fatalf("%s: %v", provider, err)
 		}

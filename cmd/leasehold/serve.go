@@ -153,7 +153,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	k, err := keeper.New(keeper.Config{
 		Store: ledger, Vaults: &vault.Pool{Answered: requests.Answered}, Ended: judge.Ended, Event: told.Count(cluster.Event), Now: bootTime, Log: log,
 		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Overrides: cluster.Overrides, Synced: cluster.SyncedObjects,
-		RequestToken: cluster.RequestToken, Identify: cluster.Identify,
+		RequestToken: cluster.RequestToken, Identify: cluster.Identify, Sees: judge.Sees,
 		RenewalBegan: func(late time.Duration) { delays.Observe(late.Seconds()) },
 	})
 	if err != nil {

@@ -80,6 +80,8 @@ type Config struct {
 	RequestToken func(ctx context.Context, pod spec.Pod, audience string) (secret.Value, error)
 	// Templates renders; nil for one that is ready for use.
 	Templates *template.Renderer
+	// Sees returns what speaks against this process looking where the kubelet that mounts the volume has its folders; nil for nothing ever.
+	Sees func(volume spec.VolumeKey, kubeletDir string) error
 	// Identify returns what speaks against a pod being the one that it says it is; nil when nobody can tell.
 	Identify func(context.Context, spec.Pod) error
 }
@@ -131,6 +133,9 @@ func New(c Config) (*Keeper, error) {
 	}
 	if c.SubPath == nil {
 		c.SubPath = func(string, string) string { return "" }
+	}
+	if c.Sees == nil {
+		c.Sees = func(spec.VolumeKey, string) error { return nil }
 	}
 	if c.RenewalBegan == nil {
 		c.RenewalBegan = func(time.Duration) {}

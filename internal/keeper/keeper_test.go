@@ -688,6 +688,35 @@ func TestFullStoreLeavesMountedVolumesAlone(t *testing.T) {
 	})
 }
 
+// TestUnseenFolderLeavesMountedVolumesAlone: a volume whose end could not be seen is not begun, but one that was is kept up.
+func TestUnseenFolderLeavesMountedVolumesAlone(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		req := n.request("p", "k="+kv+"#k")
+		n.mount(req)
+		unseen := errors.New("kubelet's folder is elsewhere")
+		n.reconfigure(func(c *keeper.Config) {
+			c.Sees = func(v spec.VolumeKey, kubeletDir string) error {
+				if v.PodUID != "q" || kubeletDir != "/var/lib/k0s/kubelet" {
+					t.Errorf("asked for %v below %s", v, kubeletDir)
+				}
+				return unseen
+			}
+		})
+		other := n.request("q", wantCreds...)
+		other.KubeletDir = "/var/lib/k0s/kubelet"
+		if _, err := n.keeper.Acquire(t.Context(), other); !errors.Is(err, unseen) {
+			t.Errorf("got %v", err)
+		}
+		n.expect("refused before the login", 1, 0, 0)
+		reads := n.vault.Count(kv)
+		time.Sleep(3 * time.Minute)
+		n.mount(req)
+		if n.vault.Count(kv) == reads || n.had("RefreshFailed") {
+			t.Error("a volume that is mounted was not refreshed")
+		}
+	})
+}
+
 // TestClassWarningsAreToldOnce: not at every republish, and not by every retry of a mount that goes on.
 // TestFullStoreLeavesNoRecord: a new grant that has no room for what the volume shows is not left behind, as nothing is under way for it.
 func TestFullStoreLeavesNoRecord(t *testing.T) {

@@ -48,6 +48,9 @@ func (e *refusedTokenError) Unwrap() error { return e.error }
 
 // mountWith is mount with any grant of the volume but one; none is excluded when except is empty.
 func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string) ([]render.File, grant.Grant, error) {
+	if err := k.mayBegin(req); err != nil {
+		return nil, grant.Grant{}, err
+	}
 	client, err := k.Vaults.Client(req.Spec.Server, req.Pod.Namespace)
 	if err != nil {
 		return nil, grant.Grant{}, err
@@ -85,6 +88,19 @@ func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string
 		k.tellRotated(g, began, c.ends)
 	}
 	return files, g, nil
+}
+
+// mayBegin returns what speaks against the volume's first grant: its end could not be seen. A volume that has one is kept up whatever
+// is seen now.
+func (k *Keeper) mayBegin(req *spec.Request) error {
+	grants, err := k.Store.OfVolume(req.Volume)
+	if err != nil {
+		return fmt.Errorf("reading the store: %w", err)
+	}
+	if len(grants) > 0 {
+		return nil
+	}
+	return k.Sees(req.Volume, req.KubeletDir)
 }
 
 // tellOverridden says which parameters are the pod's own: whoever looks at the class would not find why the volume differs, or why

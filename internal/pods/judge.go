@@ -2,6 +2,7 @@ package pods
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math"
 	"sync"
@@ -45,6 +46,7 @@ type Judge struct {
 	inotify   inotify
 	onUnmount func(podUID string)
 	told      sync.Once // that folders cannot be watched
+	toldDir   sync.Once // that they are elsewhere
 
 	mu      sync.Mutex
 	volumes map[spec.VolumeKey]*memory
@@ -112,6 +114,20 @@ func (j *Judge) Ended(ctx context.Context, g grant.Grant) grant.Verdict {
 	verdict.Announced = j.cluster.Announced(g.Volume.PodUID)
 	verdict.Warning = j.once(g.Volume, verdict.Warning)
 	return verdict
+}
+
+// Sees returns what speaks against KubeletDir being the folder of the kubelet that mounts a volume at this moment, and names it by
+// kubeletDir: that kubelet has made the volume's folder before it asked for the mount. What cannot be looked at proves nothing.
+func (j *Judge) Sees(v spec.VolumeKey, kubeletDir string) error {
+	if present, err := j.folders.exists(v); present || err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	j.toldDir.Do(func() {
+		j.log.Error("--kubelet-dir is not the folder of the kubelet that mounts: nothing is mounted until it is", "kubelet-dir", j.folders.kubelet, "kubelet", kubeletDir)
+	})
+	return fmt.Errorf("kubelet has the folder of this volume below %s, which the provider does not see in its --kubelet-dir %s, so that it could not see the pod's end: "+
+		"have the provider's pod mount kubelet's folder of pods, and name it in --kubelet-dir (kubeletRootDir of the chart), or say --no-kubelet-dir",
+		spec.Quote(kubeletDir), j.folders.kubelet)
 }
 
 // object returns the grant's pod, if it is there, what it says of the end, and whether the cache has it.

@@ -554,6 +554,33 @@ func TestNoFolder(t *testing.T) {
 	})
 }
 
+// TestSees: a folder of pods that lacks what kubelet has just made is not that kubelet's.
+func TestSees(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		sees := func(when string, want bool) {
+			t.Helper()
+			err := b.judge.Sees(b.grant.Volume, "/var/lib/k0s/kubelet")
+			if (err == nil) != want {
+				t.Errorf("%s: %v", when, err)
+			}
+			if err != nil && (!strings.Contains(err.Error(), `"/var/lib/k0s/kubelet"`) || !strings.Contains(err.Error(), "--kubelet-dir "+b.dir)) {
+				t.Errorf("%s: %v does not name both folders", when, err)
+			}
+		}
+		sees("kubelet's", true)
+		b.unmount()
+		sees("another one's", false)
+		if err := os.RemoveAll(filepath.Join(b.dir, "pods")); err != nil {
+			t.Fatal(err)
+		}
+		sees("one that cannot be listed, which proves nothing", true)
+		b.dir = ""
+		b.restart()
+		sees("none that is mounted", true)
+	})
+}
+
 func TestAbsentFolderThatNobodySaw(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)

@@ -104,7 +104,7 @@ func Parse(in Input, d Defaults) (*Request, error) {
 	}
 	p.credentials(req, in.Secrets)
 	p.unknownParameters(raw)
-	req.Volume = p.volume(in.TargetPath, req.Pod.UID)
+	req.KubeletDir, req.Volume = p.volume(in.TargetPath, req.Pod.UID)
 	if len(p.faults) > 0 {
 		return nil, &Error{Faults: bounded(p.faults, "faults"), Pod: req.Pod, Volume: req.Volume}
 	}
@@ -281,20 +281,20 @@ func (p *parser) pod() Pod {
 
 // volume reads <kubelet root>/pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount. The UID in it is kubelet's word, while the
 // attribute can be forged by a class where the driver is installed without podInfoOnMount: so they must agree.
-func (p *parser) volume(target, uid string) VolumeKey {
+func (p *parser) volume(target, uid string) (kubeletDir string, key VolumeKey) {
 	parts := strings.Split(path.Clean(target), "/")
 	n := len(parts)
 	if printable(target) != nil || !path.IsAbs(target) || n < 7 ||
 		parts[n-6] != "pods" || parts[n-4] != "volumes" || parts[n-3] != "kubernetes.io~csi" || parts[n-1] != "mount" {
 		p.faultf(place{}, "target path %s is not .../pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount", Quote(target))
-		return VolumeKey{}
+		return "", VolumeKey{}
 	}
-	key := VolumeKey{PodUID: parts[n-5], Volume: parts[n-2]}
+	key = VolumeKey{PodUID: parts[n-5], Volume: parts[n-2]}
 	if uid != "" && key.PodUID != uid {
 		p.faultf(place{}, "the target path belongs to pod UID %s, but %s is %s", Quote(key.PodUID), podUID, Quote(uid))
-		return VolumeKey{}
+		return "", VolumeKey{}
 	}
-	return key
+	return "/" + path.Join(parts[:n-6]...), key
 }
 
 func (p *parser) permission(text string) int32 {

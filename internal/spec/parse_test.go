@@ -127,6 +127,8 @@ func TestParse(t *testing.T) {
 		Pod:    spec.Pod{Namespace: "shop", Name: "app", UID: "0f8a-11", ServiceAccount: "app-sa"},
 		Volume: spec.VolumeKey{PodUID: "0f8a-11", Volume: "creds"},
 		Class:  "vault-db-creds",
+
+		KubeletDir: "/var/lib/kubelet",
 		Spec: spec.Spec{
 			Server: spec.Server{Address: "https://vault:8200"},
 			Auth:   spec.Auth{Mount: "kubernetes", Role: "my-app-role"},

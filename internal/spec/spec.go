@@ -16,6 +16,8 @@ import (
 type Request struct {
 	Pod    Pod
 	Volume VolumeKey
+	// KubeletDir is the root folder of the kubelet that mounts, as that kubelet names it.
+	KubeletDir string
 	// Class is the SecretProviderClass's name; its namespace is the pod's.
 	Class string
 	Spec  Spec

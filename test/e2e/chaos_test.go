@@ -215,7 +215,7 @@ func (c *chaos) republish(ctx context.Context, g *guest) {
 		g.mu.Lock()
 		gone := g.gone
 		if !gone {
-			c.publish(g)
+			c.makeFolder(g.pod)
 		}
 		g.mu.Unlock()
 		if gone {
@@ -226,15 +226,6 @@ func (c *chaos) republish(ctx context.Context, g *guest) {
 		case <-ctx.Done():
 		case <-time.After(mountEvery):
 		}
-	}
-}
-
-// publish makes kubelet's folder of a guest's volume. It holds a file, as it always does: kubelet removes empty ones of pods that it
-// does not know.
-func (c *chaos) publish(g *guest) {
-	folder := c.volumeFolder(g.pod, volume)
-	if err := errors.Join(os.MkdirAll(folder, 0o700), os.WriteFile(filepath.Join(folder, "vol_data.json"), []byte("{}"), 0o600)); err != nil {
-		c.t.Error(err)
 	}
 }
 

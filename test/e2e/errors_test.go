@@ -22,7 +22,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
@@ -96,6 +98,13 @@ func (s *suite) explainedLogins(t *testing.T) {
 				token = p.token(account, "vault")
 			}
 			uid := strings.ToLower(rand.Text())
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid)}}
+			p.makeFolder(pod)
+			t.Cleanup(func() {
+				if err := os.RemoveAll(p.podFolder(pod)); err != nil {
+					t.Error(err)
+				}
+			})
 			tokens, err := json.Marshal(map[string]map[string]string{"vault": {"token": token}})
 			if err != nil {
 				t.Fatal(err)

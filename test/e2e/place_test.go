@@ -225,9 +225,23 @@ func (p *place) deleteAll() {
 	}
 }
 
+// podFolder is kubelet's folder of a pod.
+func (p *place) podFolder(pod *corev1.Pod) string {
+	return filepath.Join(p.bed.State().KubeletDir, "pods", string(pod.UID))
+}
+
 // volumeFolder is kubelet's folder of a pod's volume.
 func (p *place) volumeFolder(pod *corev1.Pod, name string) string {
-	return filepath.Join(p.bed.State().KubeletDir, "pods", string(pod.UID), "volumes", "kubernetes.io~csi", name)
+	return filepath.Join(p.podFolder(pod), "volumes", "kubernetes.io~csi", name)
+}
+
+// makeFolder makes kubelet's folder of the volume of a pod that no kubelet runs. It holds a file, as it always does: kubelet removes empty
+// ones of pods that it does not know.
+func (p *place) makeFolder(pod *corev1.Pod) {
+	folder := p.volumeFolder(pod, volume)
+	if err := errors.Join(os.MkdirAll(folder, 0o700), os.WriteFile(filepath.Join(folder, "vol_data.json"), []byte("{}"), 0o600)); err != nil {
+		p.t.Error(err)
+	}
 }
 
 // read returns a file of a pod's volume, and has it never appear in a log.
