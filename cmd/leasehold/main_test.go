@@ -221,6 +221,66 @@ func mountRequest(t *testing.T, provider, jwt string) *v1alpha1.MountRequest {
 	}
 }
 
+// TestTakenAway: after a drain that left nothing the end of the process leaves an empty lock; any other end leaves what the next one
+// takes over.
+func TestTakenAway(t *testing.T) {
+	for drained, want := range map[bool][]string{true: {"lock"}, false: {"admin.sock", "leasehold.db", "lock", "reserve", "vault.sock"}} {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, "pods"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		config := kubeconfig(t, t.TempDir(), "", func(*http.Request) {})
+		serve := command(t, "--node-name=node-1", "--endpoint", filepath.Join(dir, "vault.sock"), "--state-dir", dir, "--allow-disk-state", "--health-addr=127.0.0.1:0",
+			"--kubelet-dir", dir, "--kubeconfig", config)
+		var log bytes.Buffer
+		serve.Stderr = &log
+		if err := serve.Start(); err != nil {
+			t.Fatal(err)
+		}
+		awaitServing(t, filepath.Join(dir, "vault.sock"))
+		if drained {
+			text, err := command(t, "drain", "--state-dir", dir).CombinedOutput()
+			if err != nil || !strings.HasPrefix(string(text), "Nothing is held on node node-1") {
+				t.Errorf("drain: %v\n%s", err, text)
+			}
+		}
+		if err := serve.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if err := serve.Wait(); err != nil {
+			t.Fatalf("after SIGTERM: %v\n%s", err, log.String())
+		}
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var left []string
+		for _, entry := range entries {
+			if entry.Name() != "pods" {
+				left = append(left, entry.Name())
+			}
+		}
+		if !slices.Equal(left, want) {
+			t.Errorf("drained %t: there are %q, want %q", drained, left, want)
+		}
+	}
+}
+
+// awaitServing waits until somebody answers at a socket.
+func awaitServing(t *testing.T, socket string) {
+	t.Helper()
+	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if _, err := v1alpha1.NewCSIDriverProviderClient(conn).Version(ctx, &v1alpha1.VersionRequest{}, grpc.WaitForReady(true)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestServe runs the whole program, with an environment that would mislead Vault's client library: a volume is mounted with a token
 // that had to be requested, another, at OpenBao's socket, with kubelet's, the leases are listed, and a SIGTERM ends it without giving
 // anything back.

@@ -70,6 +70,10 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err == nil {
 		err = node.run(ctx)
 	}
+	if err == nil && node.keeper.Emptied() {
+		log.Info("drained: nothing is left on this node for another process")
+		return errors.Join(node.removeSockets(), ledger.Remove())
+	}
 	return errors.Join(err, ledger.Close())
 }
 
@@ -113,6 +117,8 @@ type node struct {
 	key     *kube.SharedKey
 	keeper  *keeper.Keeper
 	drivers []*server.Server // one for each endpoint
+	admin   *server.Socket
+	sockets []*server.Socket // all of them
 	health  server.Health
 }
 
@@ -195,7 +201,9 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 		return err
 	}
-	return &node{options: o, log: log, client: client, rights: kube.Rights(o.node, namespace, o.keySecret), cluster: cluster, judge: judge, key: key, keeper: k, drivers: drivers,
+	adminSocket := server.NewSocket(admin.SocketPath(o.stateDir))
+	return &node{options: o, log: log, admin: adminSocket, sockets: append(sockets, adminSocket),
+		client: client, rights: kube.Rights(o.node, namespace, o.keySecret), cluster: cluster, judge: judge, key: key, keeper: k, drivers: drivers,
 		health: server.Health{Addr: o.healthAddr, Alive: k.Alive, Ready: ready, Metrics: metrics}}, nil
 }
 
@@ -205,7 +213,7 @@ func (n *node) run(ctx context.Context) error {
 	if err := n.keeper.Resume(); err != nil {
 		return err
 	}
-	adminSocket, err := server.NewSocket(admin.SocketPath(n.stateDir)).Bind()
+	adminSocket, err := n.admin.Bind()
 	if err != nil {
 		return err
 	}
@@ -240,6 +248,15 @@ func (n *node) run(ctx context.Context) error {
 		return errors.Join(err, n.keeper.Drain(limited))
 	})
 	return group.Wait()
+}
+
+// removeSockets takes away where nobody listens any more, so that the driver does not wait there for a next process. The store's lock must
+// still be held.
+func (n *node) removeSockets() (err error) {
+	for _, socket := range n.sockets {
+		err = errors.Join(err, socket.Remove())
+	}
+	return err
 }
 
 // either returns a context that ends with the first of two.

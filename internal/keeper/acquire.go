@@ -314,6 +314,7 @@ func (k *Keeper) beginFlights(ctx context.Context) {
 }
 
 func (k *Keeper) fly(ctx context.Context, f *flight) {
+	k.drained.Store(false)
 	work, cancel := context.WithTimeout(ctx, beginWithin)
 	defer cancel()
 	k.mountGuarded(work, f.req, f)

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/client-go/util/workqueue"
@@ -115,6 +116,8 @@ type Keeper struct {
 		sync.Mutex
 		seen chan struct{}
 	}
+	// drained: no Mount has asked for anything of Vault since the last GiveBack.
+	drained atomic.Bool
 	// leaving is closed when waiting Mounts should be answered although their work goes on.
 	leaving     chan struct{}
 	leavingOnce sync.Once

@@ -97,6 +97,7 @@ func (k *Keeper) forget(g grant.Grant, how string) error {
 // GiveBack has the grants of pods that are over given back. With all it takes also those that running pods use, once the logins and reads
 // under way are over; this process makes no others then, or the pods would be given new credentials at their next republish.
 func (k *Keeper) GiveBack(ctx context.Context, all bool) error {
+	k.drained.Store(true)
 	if all {
 		if err := k.Drain(ctx); err != nil {
 			return err
@@ -123,6 +124,12 @@ func (k *Keeper) GiveBack(ctx context.Context, all bool) error {
 		}
 	}
 	return err
+}
+
+// Emptied tells whether GiveBack was called and nothing is held since, so that there is nothing to hand to a next process.
+func (k *Keeper) Emptied() bool {
+	grants, unreadable, err := k.Store.All()
+	return k.drained.Load() && err == nil && unreadable == 0 && len(grants) == 0
 }
 
 // RevokePod has all that a pod holds given back, whether or not it is over, and returns of how many grants that is. A pod that runs is

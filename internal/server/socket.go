@@ -19,7 +19,8 @@ import (
 )
 
 // Socket is a path that we listen at, such as the provider's place in the driver's folder. It is bound under another name and then renamed, so that the path
-// always leads to somebody who listens; it is never removed at exit, because by then it may be the next process's.
+// always leads to somebody who listens. It outlives its process, whose callers wait there for the next one; only that of a provider which
+// is taken away for good is removed.
 type Socket struct {
 	path string
 
@@ -64,6 +65,23 @@ func (s *Socket) publish(temporary string) error {
 		return fmt.Errorf("moving a socket into place: %w", err)
 	}
 	s.id = id
+	return nil
+}
+
+// Remove takes the path away if it still leads to us. Nobody may listen there any more.
+func (s *Socket) Remove() error {
+	id, err := identify(s.path)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if errors.Is(err, os.ErrNotExist) || err == nil && id != s.id {
+		return nil
+	}
+	if err == nil {
+		err = os.Remove(s.path)
+	}
+	if err != nil {
+		return fmt.Errorf("removing a socket: %w", err)
+	}
 	return nil
 }
 

@@ -135,6 +135,28 @@ func TestSocketStaysAtExit(t *testing.T) {
 	}
 }
 
+// TestRemove: a socket is taken away by who bound it, and by nobody else.
+func TestRemove(t *testing.T) {
+	path := socketPath(t)
+	ours, theirs := server.NewSocket(path), server.NewSocket(path)
+	bind(t, ours, "ours")
+	bind(t, theirs, "theirs")
+	if err := ours.Remove(); err != nil {
+		t.Error(err)
+	}
+	if got := greeting(path); got != "theirs" {
+		t.Errorf("another's socket was taken away: %q", got)
+	}
+	for range 2 {
+		if err := theirs.Remove(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("the socket is still there: %v", err)
+	}
+}
+
 func TestCheck(t *testing.T) {
 	const gone = "the provider's socket is gone from the driver's folder"
 	tests := map[string]struct {

@@ -106,7 +106,7 @@ func (s *Store) open(path string) error {
 	}
 	db, err := openSound(path, options)
 	if errors.Is(err, errUnsound) {
-		s.damaged.File = path + ".damaged"
+		s.damaged.File = path + damagedSuffix
 		if err := os.Rename(path, s.damaged.File); err != nil {
 			return fmt.Errorf("setting the damaged store aside: %w", err)
 		}

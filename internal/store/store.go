@@ -15,6 +15,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync/atomic"
 
@@ -37,6 +38,8 @@ var (
 const (
 	fileName = "leasehold.db"
 	lockName = "lock"
+	// damagedSuffix is added to the name of a file that could not be read.
+	damagedSuffix = ".damaged"
 	// reserveName is a file that takes up the space which the ledger may need when there is no other.
 	reserveName = "reserve"
 	// DefaultMaxBytes is the content limit when none is set.
@@ -106,6 +109,19 @@ func (s *Store) SetVersionKey(key []byte) error {
 // Close closes the file and gives the lock back.
 func (s *Store) Close() error {
 	return errors.Join(s.db.Close(), s.lock.Close())
+}
+
+// Remove closes the store and removes its files, for a provider that is taken away for good. The lock stays, as whoever waits for it has
+// it open.
+func (s *Store) Remove() error {
+	path := s.db.Path()
+	var err error
+	for _, file := range []string{path, path + damagedSuffix, s.reserve.path} {
+		if failure := os.Remove(file); !errors.Is(failure, fs.ErrNotExist) {
+			err = errors.Join(err, failure)
+		}
+	}
+	return errors.Join(err, s.Close())
 }
 
 // commit is the one place at which the file changes. When the file system is full the reserve is used up.
