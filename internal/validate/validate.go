@@ -52,6 +52,10 @@ type Options struct {
 	Diff bool
 }
 
+// providers are the names under which classes may come to Leasehold, with whose parameters they have. leasehold is the one that
+// manifests/overlays/migration serves, beside another provider.
+var providers = map[string]spec.Provider{"vault": spec.Vault, "openbao": spec.OpenBao, "leasehold": spec.Vault}
+
 // document is what is looked at of a manifest.
 type document struct {
 	APIVersion string `yaml:"apiVersion"`
@@ -98,7 +102,7 @@ func File(name string, text []byte, o Options) ([]Finding, error) {
 		c.document(&node)
 	}
 	if c.class = ""; c.classes == 0 {
-		c.say(1, Warning, "the file holds no SecretProviderClass for provider vault or openbao")
+		c.say(1, Warning, "the file holds no SecretProviderClass for provider vault, openbao or leasehold")
 	}
 	slices.SortStableFunc(c.findings, func(a, b Finding) int { return a.Line - b.Line })
 	return c.findings, nil
@@ -116,8 +120,8 @@ func (c *check) document(node *yaml.Node) {
 	for i := range d.Items {
 		c.document(&d.Items[i])
 	}
-	provider := spec.Provider(d.Spec.Provider.Value)
-	if d.Kind != "SecretProviderClass" || provider != spec.Vault && provider != spec.OpenBao {
+	provider, ours := providers[d.Spec.Provider.Value]
+	if d.Kind != "SecretProviderClass" || !ours {
 		return
 	}
 	c.classes++

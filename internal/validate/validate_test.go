@@ -66,6 +66,12 @@ items:
     spec:
       provider: openbao
       parameters: {roleName: app, baoAddress: "vault:8200", objects: "- {objectName: a, secretPath: kv/a, secretKey: k}"}
+  - apiVersion: secrets-store.csi.x-k8s.io/v1
+    kind: SecretProviderClass
+    metadata: {name: three}
+    spec:
+      provider: leasehold
+      parameters: {vaultAddress: "vault:8200", roleName: app, objects: "- {objectName: a, secretPath: kv/a, secretKey: k}"}
 `
 	const want = `15 warning one: secretObjects: Secret "synced" outlives the pod, and object "user" comes from "database/creds/app", which looks leased: the lease will run out at the pod's end instead of being revoked; say syncedLeases: revoke or refuse to choose otherwise
 16 warning one: secretObjects: Secret "synced" wants object "missing", which objects does not have: the driver will not make the Secret
@@ -77,6 +83,7 @@ items:
 27 warning one: object "key": filePermission 640 is read as 0640: without a leading 0 YAML takes it for a decimal number, 01200, which is no file mode; write 0640
 31 fault one: object "cert": method "PATCH" is none of GET, PUT, POST
 41 fault two: baoAddress must be http:// or https:// with a host and an optional port, and nothing else
+47 fault three: vaultAddress must be http:// or https:// with a host and an optional port, and nothing else
 `
 	if got := told(t, text, validate.Options{}); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
@@ -120,7 +127,7 @@ spec:
 }
 
 func TestFileWithoutClasses(t *testing.T) {
-	const want = "1 warning : the file holds no SecretProviderClass for provider vault or openbao\n"
+	const want = "1 warning : the file holds no SecretProviderClass for provider vault, openbao or leasehold\n"
 	for _, text := range []string{"", "a: b", "[1]", "kind: SecretProviderClass\nspec: {provider: azure}"} {
 		if got := told(t, text, validate.Options{}); got != want {
 			t.Errorf("%q: %s", text, got)
