@@ -81,10 +81,6 @@ func (b *Bed) writeTokens() error {
 }
 
 func (b *Bed) startEtcd(ctx context.Context) (string, error) {
-	binary, err := lookPath("etcd")
-	if err != nil {
-		return "", fmt.Errorf("finding etcd: %w", err)
-	}
 	client, err := b.freeURL()
 	if err != nil {
 		return "", err
@@ -95,7 +91,7 @@ func (b *Bed) startEtcd(ctx context.Context) (string, error) {
 	}
 	return client, b.progress.step("etcd", func() (string, error) {
 		err := b.start(ctx, "etcd", &process{Args: []string{
-			binary,
+			b.program(tool.Etcd, "server"), // as its package is called
 			"--name=bed", "--data-dir=" + b.path("etcd", "data"),
 			"--listen-client-urls=" + client, "--advertise-client-urls=" + client,
 			"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer,

@@ -32,7 +32,6 @@ func (e *MissingError) Error() string {
 type requirement struct{ file, pkg string }
 
 var lightRequirements = []requirement{
-	{"etcd", "etcd-server"},
 	{"/usr/lib/postgresql/*/bin/postgres", "postgresql"},
 	{"/usr/lib/postgresql/*/bin/psql", "postgresql-client"},
 }
@@ -46,7 +45,7 @@ var fullRequirements = append(slices.Clone(lightRequirements),
 	requirement{"/usr/bin/busybox", "busybox-static"},
 )
 
-var kindRequirements = append(slices.Clone(lightRequirements[1:]),
+var kindRequirements = append(slices.Clone(lightRequirements),
 	requirement{"docker", "docker.io"},
 	requirement{"kind", ""}, // no package of Debian's
 	requirement{"/usr/bin/busybox", "busybox-static"},

@@ -15,7 +15,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 )
 
 // Module is one Go module below test/tools, whose `tool` directives and own main packages are what is built.
@@ -35,6 +37,7 @@ var (
 		" -X k8s.io/component-base/version.gitVersion=v1.35.4" +
 		" -X k8s.io/component-base/version.gitMajor=1" +
 		" -X k8s.io/component-base/version.gitMinor=35"}}
+	Etcd   = Module{Name: "etcd", Packages: []string{"tool"}}
 	Vault  = Module{Name: "vault", Packages: []string{"tool"}, Flags: []string{"-tags", "minimal", "-ldflags", "-s -w"}}
 	Driver = Module{Name: "driver", Packages: []string{"tool", "./..."}}
 	App    = Module{Name: "app", Packages: []string{"."}}
@@ -112,18 +115,77 @@ func (m Module) build(ctx context.Context, source, programs string, log io.Write
 		return fmt.Errorf("making the build folder: %w", err)
 	}
 	fmt.Fprintf(log, "  … building %s, once: it is kept in %s\n", m.Name, filepath.Dir(programs))
-	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-o", partial + string(filepath.Separator)}, m.Flags...)
+	args := append([]string{"build", "-v", "-trimpath", "-buildvcs=false", "-o", partial + string(filepath.Separator)}, m.Flags...)
 	cmd := exec.CommandContext(ctx, "go", append(args, m.Packages...)...)
 	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Run(); err != nil {
+	if err := runTold(cmd, log); err != nil {
 		return errors.Join(fmt.Errorf("building module %s: %w", m.Name, err), os.RemoveAll(partial))
 	}
 	if err := os.Rename(partial, programs); err != nil {
 		return fmt.Errorf("keeping the build of module %s: %w", m.Name, err)
 	}
 	return nil
+}
+
+// runTold runs `go build -v` and tells every 20 s how far it is.
+func runTold(cmd *exec.Cmd, log io.Writer) error {
+	seen := &compiled{log: log, start: time.Now()}
+	cmd.Stdout, cmd.Stderr = seen, seen
+	over := make(chan struct{})
+	var telling sync.WaitGroup
+	telling.Go(func() {
+		ticker := time.NewTicker(20 * time.Second)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-over:
+				return
+			case <-ticker.C:
+				fmt.Fprintf(log, "    … %s\n", seen)
+			}
+		}
+	})
+	err := cmd.Run()
+	close(over)
+	telling.Wait()
+	return err
+}
+
+// compiled counts what `go build -v` names, modules and packages, and passes on what else it says.
+type compiled struct {
+	log   io.Writer
+	start time.Time
+
+	mu                sync.Mutex
+	modules, packages int
+	line              string // what is there of the last one
+}
+
+func (c *compiled) Write(output []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	lines := strings.SplitAfter(c.line+string(output), "\n")
+	c.line = lines[len(lines)-1]
+	for _, line := range lines[:len(lines)-1] {
+		switch {
+		case strings.HasPrefix(line, "go: downloading "):
+			c.modules++
+		case !strings.Contains(line, " "):
+			c.packages++
+		default:
+			if _, err := io.WriteString(c.log, line); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return len(output), nil
+}
+
+func (c *compiled) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return fmt.Sprintf("%.0f s: %d modules downloaded, %d packages compiled", time.Since(c.start).Seconds(), c.modules, c.packages)
 }
 
 // lock makes beds that start together wait for one build instead of making two.

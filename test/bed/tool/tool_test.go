@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/leasehold-csi/leasehold/test/bed/tool"
@@ -107,5 +108,15 @@ func TestFailedBuildLeavesNothing(t *testing.T) {
 		if _, err := os.Stat(path); !os.IsNotExist(err) {
 			t.Errorf("%s is there after a failed build", path)
 		}
+	}
+}
+
+func TestABuildTellsWhatItComplainsOf(t *testing.T) {
+	root, dir := newModule(t)
+	write(t, filepath.Join(dir, "main.go"), "package main\n\nfunc main() { nothing() }\n")
+	var log bytes.Buffer
+	_, err := tool.Module{Name: "hello", Packages: []string{"."}}.Build(t.Context(), root, t.TempDir(), &log)
+	if err == nil || !strings.Contains(log.String(), "main.go:3:15: undefined: nothing") || strings.Contains(log.String(), "\nexample.com/hello\n") {
+		t.Errorf("error %v, and told was\n%s", err, &log)
 	}
 }
