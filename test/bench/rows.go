@@ -36,6 +36,8 @@ var rows = []row{
 	{"republish/open", (*stage).republishOpen},
 	{"republish/most", (*stage).republishMost},
 	{"start", (*stage).start},
+	{"rollout", (*stage).rollOut},
+	{"upgrade", (*stage).upgrade},
 	{"connections/plain", (*stage).connectionsPlain},
 	{"connections/tls", (*stage).connectionsTLS},
 	{"fairness", (*stage).fairness},

@@ -112,11 +112,16 @@ func (s *stage) close() (err error) {
 
 // restart starts the provider anew, with more flags; later ones win. Its memory limit is that of manifests/base.
 func (s *stage) restart(ctx context.Context, flags ...string) error {
+	return s.restartAs(ctx, s.args[0], flags...)
+}
+
+// restartAs is restart with another binary.
+func (s *stage) restartAs(ctx context.Context, binary string, flags ...string) error {
 	env := []string{"GOMEMLIMIT=64MiB"}
 	if s.env != "" {
 		env = append(env, s.env)
 	}
-	s.bed.SetProvider(slices.Concat(s.args, flags), env)
+	s.bed.SetProvider(slices.Concat([]string{binary}, s.args[1:], flags), env)
 	return s.bed.Restart(ctx, "provider")
 }
 
