@@ -9,8 +9,54 @@ import (
 
 	"github.com/leasehold-csi/leasehold/internal/keeper"
 	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 )
+
+// What a Mount is refused for, in a word, besides Vault's refusals.
+const (
+	refusedClass = "class"
+	refusedOther = "other"
+)
+
+// refusals are the others.
+var refusals = []struct {
+	err  error
+	word string
+}{
+	{store.ErrFull, "store_full"},
+	{keeper.ErrNoToken, "no_token"},
+	{keeper.ErrNoCertificate, "no_certificate"},
+	{keeper.ErrWorking, "waiting"},
+	{keeper.ErrRendering, "rendering"},
+	{keeper.ErrCrowded, "crowded"},
+	{keeper.ErrLeaving, "leaving"},
+}
+
+// Reasons are all words for why a Mount is refused.
+func Reasons() []string {
+	words := append(vault.Outcomes(), refusedClass, refusedOther)
+	for _, r := range refusals {
+		words = append(words, r.word)
+	}
+	return words
+}
+
+// reasonOf is why a Mount is refused, in one of Reasons.
+func reasonOf(err error) string {
+	if _, ok := errors.AsType[*spec.Error](err); ok {
+		return refusedClass
+	}
+	for _, r := range refusals {
+		if errors.Is(err, r.err) {
+			return r.word
+		}
+	}
+	if _, ok := errors.AsType[*vault.Error](err); ok {
+		return vault.Outcome(err)
+	}
+	return refusedOther
+}
 
 // statusOf turns an error into what the driver and, through an event on the pod, people see. req is nil when the request could
 // not be parsed.

@@ -4,6 +4,7 @@ package provider_test
 import (
 	"crypto/x509"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
+	"github.com/leasehold-csi/leasehold/provider"
 )
 
 // checkNames finds what a person needs in order to know whose login failed, and where.
@@ -194,6 +196,40 @@ func TestRecovery(t *testing.T) {
 				}
 				n.end()
 				n.checkEmpty()
+			})
+		})
+	}
+}
+
+// TestRefusalsHaveAReason: each refused call is told of once, for one of the known reasons.
+func TestRefusalsHaveAReason(t *testing.T) {
+	tests := []struct {
+		reason string
+		change func(*node, *call)
+		room   int64 // of the store; 0 for the default
+	}{
+		{"class", param("roleName", ""), 0},
+		{"class", func(_ *node, c *call) { c.attributes = "{" }, 0},
+		{"no_token", param(tokensKey, ""), 0},
+		{"denied", fail(loginRequest, vaulttest.Fault{Status: 403}), 0},
+		{"failing", fail(readRequest, vaulttest.Fault{Status: 500}), 0},
+		{"unreachable", func(n *node, _ *call) { n.vault.Down(true) }, 0},
+		{"store_full", func(*node, *call) {}, 1000},
+		{"other", param("objects", "- {objectName: x, secretPath: database/creds/my-app, secretKey: passwort}"), 0},
+	}
+	for _, test := range tests {
+		t.Run(test.reason, func(t *testing.T) {
+			bubble(t, test.room, func(n *node) {
+				c := n.validCall()
+				test.change(n, c)
+				if _, refused := n.try(n.t.Context(), c); refused.Code() == codes.OK || !slices.Equal(n.reasons, []string{test.reason}) {
+					t.Errorf("%v, and told of %q, want %q once", refused, n.reasons, test.reason)
+				}
+				if !slices.Contains(provider.Reasons(), test.reason) {
+					t.Errorf("%q is none of the known reasons", test.reason)
+				}
+				n.vault.Down(false)
+				n.end()
 			})
 		})
 	}

@@ -63,6 +63,7 @@ type node struct {
 	told  bytes.Buffer // whatever leaves the node: log, events, answers with an error
 	// requested is the token that can be requested; without one there is no rule for it.
 	requested secret.Value
+	reasons   []string // of refused calls
 	// wire takes Vault's place when it is set.
 	wire func(*http.Request) (*http.Response, error)
 }
@@ -80,6 +81,12 @@ func (n *node) RoundTrip(r *http.Request) (*http.Response, error) {
 		return n.wire(r)
 	}
 	return n.vault.RoundTrip(r)
+}
+
+func (n *node) noteRefusal(reason string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.reasons = append(n.reasons, reason)
 }
 
 func (n *node) requestToken(context.Context, spec.Pod, string) (secret.Value, error) {
@@ -131,7 +138,7 @@ func newNode(t testing.TB, maxBytes int64) *node {
 		t.Fatal(err)
 	}
 	n.service = provider.New(provider.Config{
-		Keeper: n.keeper, VersionKey: ledger.VersionKey, Version: "v1.2.3",
+		Keeper: n.keeper, VersionKey: ledger.VersionKey, Version: "v1.2.3", Refused: n.noteRefusal,
 		Defaults: spec.Defaults{Server: spec.Server{Address: n.vault.URL}},
 	})
 	listener := bufconn.Listen(1 << 20)

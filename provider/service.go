@@ -30,7 +30,7 @@ const (
 	noFile = "none" // stands for the files of a volume whose objects are all optional and not there
 )
 
-// Config is what a Service works with. Every field must be set.
+// Config is what a Service works with. Every field but Refused must be set.
 type Config struct {
 	Keeper *keeper.Keeper
 	// Defaults fill what a SecretProviderClass leaves out; its Lists are the Service's own.
@@ -39,6 +39,8 @@ type Config struct {
 	VersionKey func() []byte
 	// Version is Leasehold's own.
 	Version string
+	// Refused is told of each Mount that is refused, for one of Reasons; nil for nobody.
+	Refused func(reason string)
 }
 
 // Service answers the driver. It has no state of its own but what spares it work.
@@ -50,6 +52,9 @@ type Service struct {
 // New returns a Service.
 func New(c Config) *Service {
 	c.Defaults.Lists = spec.NewLists()
+	if c.Refused == nil {
+		c.Refused = func(string) {}
+	}
 	return &Service{Config: c}
 }
 
@@ -60,6 +65,17 @@ func (s *Service) Version(context.Context, *v1alpha1.VersionRequest) (*v1alpha1.
 
 // Mount implements v1alpha1.CSIDriverProviderServer.
 func (s *Service) Mount(ctx context.Context, in *v1alpha1.MountRequest) (*v1alpha1.MountResponse, error) {
+	files, req, err := s.mount(ctx, in)
+	if err != nil {
+		s.Refused(reasonOf(err))
+		return nil, statusOf(err, req)
+	}
+	effect.After(effect.Before("mount reply"))
+	return s.response(files), nil
+}
+
+// mount returns the files that a Mount is answered with; the request is nil when it could not be parsed.
+func (s *Service) mount(ctx context.Context, in *v1alpha1.MountRequest) ([]render.File, *spec.Request, error) {
 	req, err := spec.Parse(spec.Input{
 		Attributes: in.GetAttributes(), Secrets: in.GetSecrets(), TargetPath: in.GetTargetPath(), Permission: in.GetPermission(),
 	}, s.Defaults)
@@ -67,16 +83,12 @@ func (s *Service) Mount(ctx context.Context, in *v1alpha1.MountRequest) (*v1alph
 		if refused, ok := errors.AsType[*spec.Error](err); ok {
 			s.Keeper.Refused(refused)
 		}
-		return nil, statusOf(err, nil)
+		return nil, nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience(ctx))
 	defer cancel()
 	files, err := s.Keeper.Acquire(ctx, req)
-	if err != nil {
-		return nil, statusOf(err, req)
-	}
-	effect.After(effect.Before("mount reply"))
-	return s.response(files), nil
+	return files, req, err
 }
 
 // patience is how long the caller may be kept waiting.

@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
@@ -112,6 +110,7 @@ type node struct {
 	log     *slog.Logger
 	client  kubernetes.Interface
 	rights  []kube.Right
+	meters  meters
 	cluster *kube.Cluster
 	judge   *pods.Judge
 	key     *kube.SharedKey
@@ -134,6 +133,8 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		return nil, fmt.Errorf("finding the provider's own namespace: %w", err)
 	}
 	config.QPS, config.Burst = apiRate, 2*apiRate
+	meters := newMeters()
+	kube.Observe(config, meters.apiRequests.Answered)
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("making a Kubernetes client: %w", err)
@@ -155,12 +156,11 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 	}})
 	judge := pods.New(pods.Config{Cluster: cluster, KubeletDir: o.kubeletDir, Now: bootTime, Log: log})
-	told, delays, requests := admin.NewEvents(), admin.NewRenewalDelays(), admin.NewVaultRequests()
 	k, err := keeper.New(keeper.Config{
-		Store: ledger, Vaults: &vault.Pool{Answered: requests.Answered}, Ended: judge.Ended, Event: told.Count(cluster.Event), Now: bootTime, Log: log,
+		Store: ledger, Vaults: &vault.Pool{Answered: meters.vaultRequests.Answered}, Ended: judge.Ended, Event: meters.events.Count(cluster.Event), Now: bootTime, Log: log,
 		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Overrides: cluster.Overrides, Synced: cluster.SyncedObjects,
 		RequestToken: cluster.RequestToken, Identify: cluster.Identify, Sees: judge.Sees,
-		RenewalBegan: func(late time.Duration) { delays.Observe(late.Seconds()) },
+		RenewalBegan: meters.renewalBegan, Rotated: meters.rotated,
 	})
 	if err != nil {
 		return nil, err
@@ -168,9 +168,6 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	cluster.OnPod(k.Wake)
 	cluster.OnSynced(k.WakeAll)
 	judge.OnUnmount(k.Wake)
-	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), told, delays, requests,
-		admin.Metrics{List: k.Grants, BreakerOpen: k.BreakerOpen, Now: bootTime})
 	var sockets []*server.Socket
 	var drivers []*server.Server
 	for _, endpoint := range o.endpoints {
@@ -180,10 +177,12 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 		socket := server.NewSocket(endpoint)
 		driver, err := server.New(server.Config{
-			Socket:  socket,
-			Service: provider.New(provider.Config{Keeper: k, Defaults: defaults, VersionKey: ledger.VersionKey, Version: version}),
+			Socket: socket,
+			Service: provider.New(provider.Config{
+				Keeper: k, Defaults: defaults, VersionKey: ledger.VersionKey, Version: version, Refused: meters.refused,
+			}),
 			Leave:   k.Leave,
-			Metrics: metrics,
+			Metrics: meters.registry,
 			Log:     log,
 		})
 		if err != nil {
@@ -191,7 +190,19 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 		sockets, drivers = append(sockets, socket), append(drivers, driver)
 	}
-	ready := func(ctx context.Context) error {
+	ready := readiness(cluster, sockets)
+	meters.registry.MustRegister(admin.Metrics{
+		List: k.Grants, Usage: ledger.Usage, LeftToExpire: k.LeftToExpire, HeldEnds: judge.Held, BreakerOpen: k.BreakerOpen, Ready: ready, Now: bootTime,
+	})
+	adminSocket := server.NewSocket(admin.SocketPath(o.stateDir))
+	return &node{options: o, log: log, admin: adminSocket, sockets: append(sockets, adminSocket),
+		client: client, rights: kube.Rights(o.node, namespace, o.keySecret), meters: meters, cluster: cluster, judge: judge, key: key, keeper: k, drivers: drivers,
+		health: server.Health{Addr: o.healthAddr, Alive: k.Alive, Ready: ready, Metrics: meters.registry}}, nil
+}
+
+// readiness returns what says what is missing before Mounts can be answered; nil when nothing is.
+func readiness(cluster *kube.Cluster, sockets []*server.Socket) func(context.Context) error {
+	return func(ctx context.Context) error {
 		if !cluster.Synced() {
 			return errors.New("the pods of this node are not listed yet: is the Kubernetes API reachable, and may the provider list pods?")
 		}
@@ -201,10 +212,6 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 		return err
 	}
-	adminSocket := server.NewSocket(admin.SocketPath(o.stateDir))
-	return &node{options: o, log: log, admin: adminSocket, sockets: append(sockets, adminSocket),
-		client: client, rights: kube.Rights(o.node, namespace, o.keySecret), cluster: cluster, judge: judge, key: key, keeper: k, drivers: drivers,
-		health: server.Health{Addr: o.healthAddr, Alive: k.Alive, Ready: ready, Metrics: metrics}}, nil
 }
 
 // run serves until ctx ends. Then no call is taken any more, waiting ones are answered, logins and reads come to their end, and
@@ -222,7 +229,10 @@ func (n *node) run(ctx context.Context) error {
 	defer stop()
 	group, background := errgroup.WithContext(background)
 	group.Go(func() error { return n.cluster.Run(background) })
-	group.Go(func() error { kube.TellMissing(background, n.client, n.rights, n.log); return nil })
+	group.Go(func() error {
+		kube.FollowMissing(background, n.client, n.rights, func(missing []kube.Right) { n.meters.missingRights.Set(float64(len(missing))) }, n.log)
+		return nil
+	})
 	group.Go(func() error { return n.judge.Run(background) })
 	group.Go(func() error { return n.key.Run(background) })
 	group.Go(func() error { return n.keeper.Run(background) })

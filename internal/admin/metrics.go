@@ -1,36 +1,65 @@
 package admin
 
 import (
+	"context"
 	"math"
+	"runtime"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/keeper"
 	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/store"
 )
 
-// Metrics counts what is held whenever it is asked.
+// Metrics tells of what is held whenever it is asked: what is looked up then costs nothing between.
 type Metrics struct {
-	// List returns what is held; required.
+	// List returns what is held; required, as all fields are.
 	List func() ([]grant.Grant, error)
-	// BreakerOpen tells whether revocations are held back; required.
+	// Usage tells how much of the store is used.
+	Usage func() (store.Usage, error)
+	// LeftToExpire says why the end of the pod revokes nothing of a grant; empty when it does. Required.
+	LeftToExpire func(grant.Grant) string
+	// HeldEnds is of how many volumes the pod seems to be over, without proof that no container uses them any more.
+	HeldEnds func() int
+	// BreakerOpen tells whether revocations are held back.
 	BreakerOpen func() bool
-	// Now reads the clock of the grants; required.
+	// Ready returns what is missing before Mounts can be answered.
+	Ready func(context.Context) error
+	// Now reads the clock of the grants.
 	Now func() grant.Instant
 }
 
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
 var (
-	grantsDesc = prometheus.NewDesc("leasehold_grants", "Grants held, by state.", []string{"state"}, nil)
-	leasesDesc = prometheus.NewDesc("leasehold_leases", "Leases held, those that were replaced and still run out included.", nil, nil)
-	lapseDesc  = prometheus.NewDesc("leasehold_next_lapse_seconds", "Time left of the credentials that run out first unless they are renewed or replaced; +Inf for none.", nil, nil)
-	openDesc   = prometheus.NewDesc("leasehold_breaker_open", "1 while revocations are held back because more pods seemed to end than the API told of.", nil, nil)
+	grantsDesc  = desc("leasehold_grants", "Grants held, by state.", "state")
+	leasesDesc  = desc("leasehold_leases", "Leases held, by what becomes of them.", "state")
+	lapseDesc   = desc("leasehold_next_lapse_seconds", "Time left of the credentials that run out first unless they are renewed or replaced; +Inf for none.")
+	failingDesc = desc("leasehold_failing_grants", "Grants of which the last try failed, by what was tried.", "operation")
+	atRiskDesc  = desc("leasehold_failing_next_lapse_seconds", "Time left of the credentials that run out first of those that cannot be renewed at present; +Inf for none.")
+	pendingDesc = desc("leasehold_pending_revocations", "Grants that are to be revoked and are not yet; those that are left to run out are none of them.")
+	oldestDesc  = desc("leasehold_oldest_pending_revocation_seconds", "For how long the one among them has waited that waits longest; 0 for none.")
+	heldDesc    = desc("leasehold_held_ends", "Volumes whose pod seems to be over and whose leases are kept, because a container may still use them.")
+	openDesc    = desc("leasehold_breaker_open", "1 while revocations are held back because more pods seemed to end than the API told of.")
+	readyDesc   = desc("leasehold_ready", "1 when /readyz answers 200.")
+	contentDesc = desc("leasehold_store_content_bytes", "Size of Vault's answers that are kept.")
+	limitDesc   = desc("leasehold_store_content_limit_bytes", "Size of kept answers beyond which Mounts are refused: --state-max.")
+	fileDesc    = desc("leasehold_store_file_bytes", "Size of the store's file, which does not shrink.")
 )
 
 // Describe implements prometheus.Collector.
 func (m Metrics) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{grantsDesc, leasesDesc, lapseDesc, openDesc} {
-		descs <- desc
+	for _, d := range []*prometheus.Desc{
+		grantsDesc, leasesDesc, lapseDesc, failingDesc, atRiskDesc, pendingDesc, oldestDesc, heldDesc, openDesc, readyDesc, contentDesc, limitDesc, fileDesc,
+	} {
+		descs <- d
 	}
 }
 
@@ -41,27 +70,181 @@ func (m Metrics) Collect(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.NewInvalidMetric(grantsDesc, err)
 		return
 	}
-	leases, now, lapse := 0, m.Now(), grant.Instant(math.MaxInt64)
-	states := map[grant.State]int{}
-	for _, g := range grants {
-		states[g.State]++
-		leases += len(g.Leases)
-		lapse = min(lapse, g.Lapse(now))
+	usage, err := m.Usage()
+	if err != nil {
+		metrics <- prometheus.NewInvalidMetric(fileDesc, err)
+		return
 	}
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	held := m.count(grants)
 	for _, state := range grant.States() {
-		metrics <- prometheus.MustNewConstMetric(grantsDesc, prometheus.GaugeValue, float64(states[state]), string(state))
+		gauge(grantsDesc, float64(held.grants[state]), string(state))
 	}
-	metrics <- prometheus.MustNewConstMetric(leasesDesc, prometheus.GaugeValue, float64(leases))
-	left := math.Inf(1)
-	if lapse != math.MaxInt64 {
-		left = lapse.Sub(now).Seconds()
+	for _, state := range []string{current, overdue, lapsed, superseded, revoking} {
+		gauge(leasesDesc, float64(held.leases[state]), state)
 	}
-	metrics <- prometheus.MustNewConstMetric(lapseDesc, prometheus.GaugeValue, left)
-	open := 0.0
-	if m.BreakerOpen() {
-		open = 1
+	gauge(lapseDesc, secondsTo(held.lapse, m.Now()))
+	gauge(failingDesc, float64(held.failing["renew"]), "renew")
+	gauge(failingDesc, float64(held.failing["revoke"]), "revoke")
+	gauge(atRiskDesc, secondsTo(held.atRisk, m.Now()))
+	gauge(pendingDesc, float64(held.pending))
+	gauge(oldestDesc, held.oldest.Seconds())
+	gauge(heldDesc, float64(m.HeldEnds()))
+	gauge(openDesc, one(m.BreakerOpen()))
+	gauge(readyDesc, one(m.Ready(context.Background()) == nil)) // a scrape brings no context along, and the look has limits of its own
+	gauge(contentDesc, float64(usage.Content))
+	gauge(limitDesc, float64(usage.Limit))
+	gauge(fileDesc, float64(usage.File))
+}
+
+func one(yes bool) float64 {
+	if yes {
+		return 1
 	}
-	metrics <- prometheus.MustNewConstMetric(openDesc, prometheus.GaugeValue, open)
+	return 0
+}
+
+// secondsTo is the time from now to an instant; that which is never comes in +Inf.
+func secondsTo(until, now grant.Instant) float64 {
+	if until == math.MaxInt64 {
+		return math.Inf(1)
+	}
+	return until.Sub(now).Seconds()
+}
+
+// counts are what grants add up to.
+type counts struct {
+	grants  map[grant.State]int
+	leases  map[string]int
+	failing map[string]int
+	// lapse is when the first of all runs out, and atRisk the first of those whose renewals fail.
+	lapse, atRisk grant.Instant
+	pending       int
+	oldest        time.Duration
+}
+
+func (m Metrics) count(grants []grant.Grant) counts {
+	now := m.Now()
+	c := counts{grants: map[grant.State]int{}, leases: map[string]int{}, failing: map[string]int{}, lapse: math.MaxInt64, atRisk: math.MaxInt64}
+	for _, g := range grants {
+		c.grants[g.State]++
+		for _, l := range g.Leases {
+			c.leases[leaseState(g, l, now)]++
+		}
+		lapse := g.Lapse(now)
+		c.lapse = min(c.lapse, lapse)
+		revoking := g.State == grant.Revoking
+		switch {
+		case g.Failures == 0:
+		case revoking:
+			c.failing["revoke"]++
+		default:
+			c.failing["renew"]++
+			c.atRisk = min(c.atRisk, lapse)
+		}
+		if !revoking || m.LeftToExpire(g) != "" {
+			continue
+		}
+		c.pending++
+		if g.GivenUp != 0 {
+			c.oldest = max(c.oldest, now.Sub(g.GivenUp))
+		}
+	}
+	return c
+}
+
+// What becomes of leases.
+const (
+	// current: a volume shows what it stands for, and it is renewed or will be replaced.
+	current = "current"
+	// overdue: it should have been replaced at a republish, and none came.
+	overdue = "overdue"
+	// lapsed: it ended, and the volume still shows what it stood for.
+	lapsed = "lapsed"
+	// superseded: something took its place, and it runs out.
+	superseded = "superseded"
+	// revoking: it is given back, or runs out, with its grant.
+	revoking = "revoking"
+	// over: it ended and is in nobody's way.
+	over = ""
+)
+
+func leaseState(g grant.Grant, l grant.Lease, now grant.Instant) string {
+	ended := g.LeaseLeft(l, now) == 0
+	switch {
+	case g.State == grant.Revoking:
+		return revoking
+	case ended && (l.Superseded || g.State != grant.Active):
+		return over
+	case l.Superseded, g.State == grant.Superseded:
+		return superseded
+	case ended:
+		return lapsed
+	case slices.Contains(l.Warned, grant.Late):
+		return overdue
+	}
+	return current
+}
+
+// NewBuildInfo returns the metric of what runs, which is always 1.
+func NewBuildInfo(version string) prometheus.Collector {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "leasehold_build_info", Help: "1, with the version of Leasehold and of the Go that built it.",
+		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
+	})
+	g.Set(1)
+	return g
+}
+
+// NewMissingRights returns the metric of how many rights the provider lacks in the cluster.
+func NewMissingRights() prometheus.Gauge {
+	return prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "leasehold_missing_rights", Help: "Rights in the cluster that the provider lacks, when it asked last; its log names them.",
+	})
+}
+
+// NewRefusals returns the metric of refused Mounts, with a zero for each reason.
+func NewRefusals(reasons []string) *prometheus.CounterVec {
+	return counted("leasehold_mounts_refused_total", "Mounts that were refused, by reason.", "reason", reasons)
+}
+
+// NewRotations returns the metric of what was replaced, with a zero for each kind.
+func NewRotations(kinds []keeper.Rotation) *prometheus.CounterVec {
+	var names []string
+	for _, k := range kinds {
+		names = append(names, string(k))
+	}
+	return counted("leasehold_rotations_total", "Logins, leases and certificates that took the place of others in a volume, by kind.", "kind", names)
+}
+
+// counted is a counter that begins with 0 for each value of its label: of one that shows up with its first count, that count is no increase.
+func counted(name, help, label string, values []string) *prometheus.CounterVec {
+	c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	for _, v := range values {
+		c.WithLabelValues(v)
+	}
+	return c
+}
+
+// APIRequests counts requests to the Kubernetes API.
+type APIRequests struct{ *prometheus.CounterVec }
+
+// NewAPIRequests returns APIRequests that counted none yet.
+func NewAPIRequests() APIRequests {
+	return APIRequests{prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "leasehold_api_requests_total", Help: "Requests to the Kubernetes API, by HTTP method and the answer's status; status none when no answer came.",
+	}, []string{"method", "status"})}
+}
+
+// Answered takes one request; a status of 0 means that no answer came.
+func (a APIRequests) Answered(method string, status int) {
+	text := "none"
+	if status != 0 {
+		text = strconv.Itoa(status)
+	}
+	a.WithLabelValues(method, text).Inc()
 }
 
 // NewRenewalDelays returns the metric of how late renewals are begun, in seconds.

@@ -1,7 +1,11 @@
 package admin_test
 
 import (
+	"context"
 	"errors"
+	"maps"
+	"math"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -11,51 +15,145 @@ import (
 
 	"github.com/leasehold-csi/leasehold/internal/admin"
 	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/keeper"
 	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/internal/store"
 )
 
+// metrics are of a provider that holds something, with all else as it should be.
+func metrics(held ...grant.Grant) admin.Metrics {
+	return admin.Metrics{
+		List:         func() ([]grant.Grant, error) { return held, nil },
+		Usage:        func() (store.Usage, error) { return store.Usage{Content: 1000, Limit: 4000, File: 65536}, nil },
+		LeftToExpire: func(g grant.Grant) string { return g.Expire },
+		HeldEnds:     func() int { return 0 }, BreakerOpen: func() bool { return false },
+		Ready: func(context.Context) error { return nil }, Now: func() grant.Instant { return now },
+	}
+}
+
+// values are those of the metrics, by name and label.
+func values(t *testing.T, m prometheus.Collector) map[string]float64 {
+	t.Helper()
+	r := prometheus.NewPedanticRegistry()
+	r.MustRegister(m)
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := strings.TrimPrefix(f.GetName(), "leasehold_")
+			for _, l := range m.GetLabel() {
+				name += " " + l.GetValue()
+			}
+			found[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	return found
+}
+
 func TestMetrics(t *testing.T) {
-	const nothing = `
-# HELP leasehold_breaker_open 1 while revocations are held back because more pods seemed to end than the API told of.
-# TYPE leasehold_breaker_open gauge
-leasehold_breaker_open 0
-# HELP leasehold_grants Grants held, by state.
-# TYPE leasehold_grants gauge
-leasehold_grants{state="Active"} 0
-leasehold_grants{state="Partial"} 0
-leasehold_grants{state="Pending"} 0
-leasehold_grants{state="Revoking"} 0
-leasehold_grants{state="Superseded"} 0
-# HELP leasehold_leases Leases held, those that were replaced and still run out included.
-# TYPE leasehold_leases gauge
-leasehold_leases 0
-# HELP leasehold_next_lapse_seconds Time left of the credentials that run out first unless they are renewed or replaced; +Inf for none.
-# TYPE leasehold_next_lapse_seconds gauge
-leasehold_next_lapse_seconds +Inf
-`
-	// Of what is held only the lease that was not replaced counts: 20 minutes, a minute ago.
-	some := strings.NewReplacer(
-		`state="Active"} 0`, `state="Active"} 1`, `state="Partial"} 0`, `state="Partial"} 1`, `state="Revoking"} 0`, `state="Revoking"} 1`,
-		"leasehold_leases 0", "leasehold_leases 2", "breaker_open 0", "breaker_open 1", "seconds +Inf", "seconds 1140",
-	).Replace(nothing)
+	nothing := map[string]float64{
+		"grants Active": 0, "grants Partial": 0, "grants Pending": 0, "grants Revoking": 0, "grants Superseded": 0,
+		"leases current": 0, "leases overdue": 0, "leases lapsed": 0, "leases superseded": 0, "leases revoking": 0,
+		"next_lapse_seconds": math.Inf(1), "failing_next_lapse_seconds": math.Inf(1), "failing_grants renew": 0, "failing_grants revoke": 0,
+		"pending_revocations": 0, "oldest_pending_revocation_seconds": 0, "held_ends": 0, "breaker_open": 0, "ready": 1,
+		"store_content_bytes": 1000, "store_content_limit_bytes": 4000, "store_file_bytes": 65536,
+	}
+	token := grant.NewTerm(now, time.Hour, true)
+	lease := func(left time.Duration) grant.Lease {
+		return grant.Lease{Term: grant.NewTerm(now.Add(-time.Minute), left+time.Minute, true)}
+	}
+	replaced, late := lease(5*time.Minute), lease(10*time.Minute)
+	replaced.Superseded, late.Warned = true, []grant.Warning{grant.Late}
 	tests := map[string]struct {
-		held []grant.Grant
-		open bool
-		want string
+		held   grant.Grant
+		change func(*admin.Metrics)
+		want   map[string]float64 // beside nothing
 	}{
-		"nothing":              {want: nothing},
-		"some, and held back ": {held: held(), open: true, want: some},
+		"nothing": {change: func(m *admin.Metrics) { m.List = func() ([]grant.Grant, error) { return nil, nil } }},
+		"a volume that is renewed": {
+			held: grant.Grant{State: grant.Active, Login: token, Leases: []grant.Lease{lease(20 * time.Minute), replaced}},
+			want: map[string]float64{"grants Active": 1, "leases current": 1, "leases superseded": 1, "next_lapse_seconds": 1200},
+		},
+		"a volume whose renewals fail": {
+			held: grant.Grant{State: grant.Active, Login: token, Leases: []grant.Lease{lease(20 * time.Minute)}, Failures: 2},
+			want: map[string]float64{
+				"grants Active": 1, "leases current": 1, "next_lapse_seconds": 1200, "failing_grants renew": 1, "failing_next_lapse_seconds": 1200,
+			},
+		},
+		"a lease that nobody asks to replace, and one that ended": {
+			held: grant.Grant{State: grant.Active, Login: token, Leases: []grant.Lease{late, lease(0)}},
+			want: map[string]float64{"grants Active": 1, "leases overdue": 1, "leases lapsed": 1, "next_lapse_seconds": 600},
+		},
+		"what a token that ended took along": {
+			held: grant.Grant{State: grant.Active, Login: token.Lost(now - 1), Leases: []grant.Lease{lease(20 * time.Minute)}},
+			want: map[string]float64{"grants Active": 1, "leases lapsed": 1, "next_lapse_seconds": 0},
+		},
+		"leases that ended and that nothing shows": {
+			held: grant.Grant{State: grant.Superseded, Login: token, Leases: []grant.Lease{lease(0)}},
+			want: map[string]float64{"grants Superseded": 1},
+		},
+		"a revocation that fails": {
+			held: grant.Grant{State: grant.Revoking, Login: token, Leases: []grant.Lease{lease(time.Minute)}, Failures: 1, GivenUp: now.Add(-time.Minute)},
+			want: map[string]float64{
+				"grants Revoking": 1, "leases revoking": 1, "failing_grants revoke": 1, "pending_revocations": 1, "oldest_pending_revocation_seconds": 60,
+			},
+		},
+		"a revocation that an earlier version began": {
+			held: grant.Grant{State: grant.Revoking}, want: map[string]float64{"grants Revoking": 1, "pending_revocations": 1},
+		},
+		"what is left to run out": {
+			held: grant.Grant{State: grant.Revoking, Expire: "the class says so", GivenUp: now.Add(-time.Hour)}, want: map[string]float64{"grants Revoking": 1},
+		},
+		"a node in trouble": {
+			held: grant.Grant{State: grant.Partial},
+			change: func(m *admin.Metrics) {
+				m.HeldEnds, m.BreakerOpen = func() int { return 3 }, func() bool { return true }
+				m.Ready = func(context.Context) error { return errors.New("no pods yet") }
+			},
+			want: map[string]float64{"grants Partial": 1, "held_ends": 3, "breaker_open": 1, "ready": 0},
+		},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			m := admin.Metrics{
-				List: func() ([]grant.Grant, error) { return tt.held, nil }, BreakerOpen: func() bool { return tt.open },
-				Now: func() grant.Instant { return now },
+			m := metrics(tt.held)
+			if tt.change != nil {
+				tt.change(&m)
 			}
-			if err := testutil.CollectAndCompare(m, strings.NewReader(tt.want)); err != nil {
-				t.Error(err)
+			want := maps.Clone(nothing)
+			maps.Copy(want, tt.want)
+			if got := values(t, m); !maps.Equal(got, want) {
+				t.Errorf("got  %v\nwant %v", got, want)
 			}
 		})
+	}
+}
+
+func TestCountersBeginWithNothing(t *testing.T) {
+	refusals, rotations := admin.NewRefusals([]string{"denied", "class"}), admin.NewRotations(keeper.Rotations())
+	refusals.WithLabelValues("class").Inc()
+	if got, want := values(t, refusals), map[string]float64{"mounts_refused_total denied": 0, "mounts_refused_total class": 1}; !maps.Equal(got, want) {
+		t.Errorf("refusals %v, want %v", got, want)
+	}
+	if got, want := values(t, rotations), map[string]float64{"rotations_total login": 0, "rotations_total lease": 0, "rotations_total certificate": 0}; !maps.Equal(got, want) {
+		t.Errorf("rotations %v, want %v", got, want)
+	}
+}
+
+func TestAPIRequestsAreCounted(t *testing.T) {
+	a := admin.NewAPIRequests()
+	a.Answered("GET", 200)
+	a.Answered("GET", 0)
+	if got, want := values(t, a), map[string]float64{"api_requests_total GET 200": 1, "api_requests_total GET none": 1}; !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestBuildInfo(t *testing.T) {
+	if got, want := values(t, admin.NewBuildInfo("v1.2.3")), map[string]float64{"build_info " + runtime.Version() + " v1.2.3": 1}; !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

@@ -86,10 +86,20 @@ type Grant struct {
 	SyncAsked bool
 	// Cause says in a few words why the grant is being revoked.
 	Cause string
+	// GivenUp is when it became Revoking; zero before, and in the records of earlier versions.
+	GivenUp Instant
 	// Failures counts tries to renew or revoke since the last success; it sets the pace of the next.
 	Failures int
 	// Problem is the last failure in words fit for anybody's eyes; empty when the last try went well.
 	Problem string
+}
+
+// GiveUp makes it one that must go, from now on; cause says why, in a few words for people.
+func (g *Grant) GiveUp(cause string, now Instant) {
+	if g.State != Revoking {
+		g.GivenUp = now
+	}
+	g.State, g.Cause = Revoking, cause
 }
 
 // Lease is one lease under the grant's token.

@@ -270,6 +270,15 @@ func TestLookBy(t *testing.T) {
 	}
 }
 
+func TestGivenUpSinceTheFirstTime(t *testing.T) {
+	g := grant.Grant{State: grant.Active}
+	g.GiveUp("pod ended", 10)
+	g.GiveUp("revoked by hand", 20)
+	if g.State != grant.Revoking || g.Cause != "revoked by hand" || g.GivenUp != 10 {
+		t.Errorf("%s since %d, %s", g.State, g.GivenUp, g.Cause)
+	}
+}
+
 func TestProbes(t *testing.T) {
 	lease := func(path string, life time.Duration) grant.Lease {
 		return grant.Lease{Read: spec.Read{Path: path}, Term: grant.NewTerm(boot, life, true)}

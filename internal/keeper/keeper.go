@@ -53,6 +53,19 @@ const (
 	RevokeOff RevokeMode = "off"
 )
 
+// Rotation is what took the place of another one of its kind.
+type Rotation string
+
+// The kinds of what is rotated.
+const (
+	RotatedLogin       Rotation = "login"
+	RotatedLease       Rotation = "lease"
+	RotatedCertificate Rotation = "certificate"
+)
+
+// Rotations are all kinds.
+func Rotations() []Rotation { return []Rotation{RotatedLogin, RotatedLease, RotatedCertificate} }
+
 // Config is what a Keeper works with. The fields up to Log must be set.
 type Config struct {
 	Store  *store.Store
@@ -72,6 +85,8 @@ type Config struct {
 	SubPath func(podUID, volume string) string
 	// RenewalBegan is told how long after its time a renewal that did not fail before is begun; nil for nobody.
 	RenewalBegan func(late time.Duration)
+	// Rotated is told of each login, lease and certificate that took the place of one that a volume had shown; nil for nobody.
+	Rotated func(Rotation)
 	// Overrides names the parameters that the pod gives the volume itself, and which win over its class; nil for never any.
 	Overrides func(podUID, volume string) []string
 	// Synced lists the names of the class's objects that the driver copies into Secrets; nil for none ever.
@@ -142,6 +157,9 @@ func New(c Config) (*Keeper, error) {
 	}
 	if c.RenewalBegan == nil {
 		c.RenewalBegan = func(time.Duration) {}
+	}
+	if c.Rotated == nil {
+		c.Rotated = func(Rotation) {}
 	}
 	if c.Overrides == nil {
 		c.Overrides = func(string, string) []string { return nil }
@@ -318,7 +336,8 @@ func (k *Keeper) letGo(id, cause string) error {
 // giveUp marks a grant as Revoking, which it stays until it is certainly gone.
 func (k *Keeper) giveUp(id, cause string, change func(*grant.Grant)) error {
 	g, err := k.Store.Update(id, func(g *grant.Grant) error {
-		g.State, g.Cause, g.Failures = grant.Revoking, cause, 0
+		g.GiveUp(cause, k.Now())
+		g.Failures = 0
 		change(g)
 		return nil
 	})

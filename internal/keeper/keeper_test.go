@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -607,7 +608,13 @@ func (n *node) mountForADay(req *spec.Request) {
 func TestTokenAtItsMaximumIsReplaced(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		n.vault.Role("my-app-role", vaulttest.Role{TTL: time.Hour, MaxTTL: 4 * time.Hour})
+		rotated := map[keeper.Rotation]int{}
+		n.reconfigure(func(c *keeper.Config) { c.Rotated = func(kind keeper.Rotation) { rotated[kind]++ } })
 		n.mountForADay(n.request("p", wantCreds...))
+		logins, leases := n.vault.Count("auth/kubernetes/login")-1, n.vault.Count(creds)-1 // the first replaced nothing
+		if want := map[keeper.Rotation]int{keeper.RotatedLogin: logins, keeper.RotatedLease: leases}; logins < 5 || leases < 5 || !maps.Equal(rotated, want) {
+			t.Errorf("told of %v, want %v", rotated, want)
+		}
 		n.end("p")
 		n.expect("pod ended", 0, 0, 0)
 	})

@@ -218,7 +218,8 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 			case g.State == grant.Partial && same && g.ID != except && (g.Token.IsZero() || g.Readable(now)):
 				g.State = grant.Pending // a crash from here on leaves reads that nobody knows of
 			case g.State == grant.Partial, g.State == grant.Pending:
-				g.State, g.Expire, g.Cause = grant.Revoking, "", "a later mount of the volume cannot go on from it"
+				g.GiveUp("a later mount of the volume cannot go on from it", now)
+				g.Expire = ""
 				dropped = append(dropped, g.ID)
 				continue
 			default:

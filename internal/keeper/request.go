@@ -133,7 +133,8 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 	_, err = k.Store.Update(g.ID, func(g *grant.Grant) error {
 		g.Token, g.Accessor, g.Login, g.Unleasable, g.Cluster = login.Token, login.Accessor, term, login.Unleasable, cluster
 		if stray {
-			g.State, g.Expire, g.Cause = grant.Revoking, "", "the provider's own certificate had logged in"
+			g.GiveUp("the provider's own certificate had logged in", from)
+			g.Expire = ""
 		}
 		return nil
 	})
@@ -152,6 +153,9 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 		ttl, err = k.shorten(ctx, client, g.ID, login.Session)
 	}
 	k.tellLongToken(g, ttl)
+	if !g.Unanswered {
+		k.Rotated(RotatedLogin)
+	}
 	return login.Session, err
 }
 
@@ -311,6 +315,13 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 		}
 		return fmt.Errorf("recording the answer of %q: %w", r.Path, err)
 	}
+	switch { // a volume that was never answered has nothing to replace
+	case g.Unanswered:
+	case reply.Certificate != nil:
+		k.Rotated(RotatedCertificate)
+	case leased:
+		k.Rotated(RotatedLease)
+	}
 	return nil
 }
 
@@ -385,7 +396,8 @@ func (e *RefusedError) Error() string { return fmt.Sprintf("%q cannot be used: %
 func (k *Keeper) refuseToken(g grant.Grant, r spec.Read, reply vault.Reply) error {
 	stray := g
 	stray.ID += "-" + hex.EncodeToString(fmt.Appendf(nil, "%x", k.Now()))
-	stray.State, stray.Expire, stray.Cause = grant.Revoking, "", "a token that reading a secret brought"
+	stray.GiveUp("a token that reading a secret brought", k.Now())
+	stray.Expire = ""
 	stray.Token, stray.Accessor, stray.Leases, stray.BusyUntil = reply.Token, secret.Value{}, nil, 0
 	const unknown = 32 * 24 * time.Hour // Vault's default maximum
 	stray.Login = grant.NewTerm(k.Now(), max(reply.TTL, unknown), false)

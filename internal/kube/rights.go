@@ -13,8 +13,12 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// rightsPause is the time between two tries to ask what the provider may do.
-const rightsPause = time.Minute
+const (
+	// rightsPause is the time between two tries to ask what the provider may do.
+	rightsPause = time.Minute
+	// missingPause is the time after which what it may not do is asked for again.
+	missingPause = 10 * time.Minute
+)
 
 // Right is something that the provider does in the cluster. The zero values of the other fields mean all.
 type Right struct {
@@ -48,9 +52,25 @@ func Rights(node, namespace, keySecret string) []Right {
 	}
 }
 
-// TellMissing asks the API server, once it answers, for each right whether this process has it, and logs a sentence for each that it does
-// not have. It returns when all were asked for, or ctx ends.
-func TellMissing(ctx context.Context, client kubernetes.Interface, rights []Right, log *slog.Logger) {
+// FollowMissing tells which rights are missing whenever it asked, until none is or ctx ends: what was granted meanwhile is missing no more.
+func FollowMissing(ctx context.Context, client kubernetes.Interface, rights []Right, told func(missing []Right), log *slog.Logger) {
+	for {
+		rights = TellMissing(ctx, client, rights, log)
+		told(rights)
+		if len(rights) == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(missingPause):
+		}
+	}
+}
+
+// TellMissing asks the API server, once it answers, for each right whether this process has it, and returns those that it does not have,
+// with a sentence for each in the log. It returns when all were asked for, or ctx ends.
+func TellMissing(ctx context.Context, client kubernetes.Interface, rights []Right, log *slog.Logger) (missing []Right) {
 	for _, r := range rights {
 		review := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{
 			ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: r.Verb, Group: r.Group, Resource: r.Resource, Namespace: r.Namespace, Name: r.Name},
@@ -64,11 +84,13 @@ func TellMissing(ctx context.Context, client kubernetes.Interface, rights []Righ
 				return false, nil
 			}
 			if !answer.Status.Allowed {
+				missing = append(missing, r)
 				log.Warn("a right is missing", "what", fmt.Sprintf("the provider may not %s: %s", r, r.Without))
 			}
 			return true, nil
 		})
 	}
+	return missing
 }
 
 // String is the right in words.

@@ -52,6 +52,29 @@ func TestRightsAreTheManifests(t *testing.T) {
 	}
 }
 
+// TestFollowMissing: what is missing is asked for again until it is granted, and nothing else is.
+func TestFollowMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewSimpleClientset()
+		granted, asked := false, 0
+		client.PrependReactor("create", "selfsubjectaccessreviews", func(a k8stesting.Action) (bool, runtime.Object, error) {
+			asked++
+			review := a.(k8stesting.CreateAction).GetObject().(*authorizationv1.SelfSubjectAccessReview).DeepCopy()
+			review.Status.Allowed = granted || review.Spec.ResourceAttributes.Resource != "events"
+			return true, review, nil
+		})
+		var told []int
+		rights := kube.Rights("node-1", "leasehold", "key")
+		kube.FollowMissing(t.Context(), client, rights, func(missing []kube.Right) {
+			told = append(told, len(missing))
+			granted = len(told) == 2
+		}, slog.New(slog.DiscardHandler))
+		if want := []int{2, 2, 0}; !slices.Equal(told, want) || asked != len(rights)+4 {
+			t.Errorf("told of %v missing rights in %d questions, want %v in %d", told, asked, want, len(rights)+4)
+		}
+	})
+}
+
 // TestTellMissing: an API server that is away is asked again; a right that is missing is told once, in one sentence.
 func TestTellMissing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -58,6 +58,8 @@ type memory struct {
 	// since is when object was first seen.
 	since grant.Instant
 	asked grant.Instant
+	// held: the pod is over by what the API says, and the rest is awaited.
+	held bool
 	// warned is the last warning that was given out.
 	warned string
 	// watch is inotify's number for the volume's folder; zero when it is not watched.
@@ -112,7 +114,7 @@ func (j *Judge) Ended(ctx context.Context, g grant.Grant) grant.Verdict {
 	}
 	verdict.Grace, verdict.Started = seenGrace, started
 	verdict.Announced = j.cluster.Announced(g.Volume.PodUID)
-	verdict.Warning = j.once(g.Volume, verdict.Warning)
+	verdict.Warning = j.conclude(g.Volume, verdict)
 	return verdict
 }
 
@@ -128,6 +130,20 @@ func (j *Judge) Sees(v spec.VolumeKey, kubeletDir string) error {
 	return fmt.Errorf("kubelet has the folder of this volume below %s, which the provider does not see in its --kubelet-dir %s, so that it could not see the pod's end: "+
 		"have the provider's pod mount kubelet's folder of pods, and name it in --kubelet-dir (kubeletRootDir of the chart), or say --no-kubelet-dir",
 		spec.Quote(kubeletDir), j.folders.kubelet)
+}
+
+// Held is of how many volumes the pod is over or gone, by what the API says, while it is not certain that no container uses them any
+// more.
+func (j *Judge) Held() (held int) {
+	now := j.now()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, m := range j.volumes {
+		if m.held && now.Sub(m.asked) <= forgetAfter { // of one given up otherwise nobody asks any more
+			held++
+		}
+	}
+	return held
 }
 
 // object returns the grant's pod, if it is there, what it says of the end, and whether the cache has it.
@@ -234,16 +250,20 @@ func (j *Judge) knownGone(uid string) bool {
 	return false
 }
 
-// once returns the warning unless it is the one that the volume had last.
-func (j *Judge) once(v spec.VolumeKey, warning string) string {
+// conclude notes whether an end is held, and returns the verdict's warning unless it is the one that the volume had last.
+func (j *Judge) conclude(v spec.VolumeKey, verdict grant.Verdict) (warning string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	m := j.volumes[v]
-	if m == nil || warning == "" || m.warned == warning {
+	if m == nil {
 		return ""
 	}
-	m.warned = warning
-	return warning
+	m.held = !verdict.Ended
+	if verdict.Warning == "" || m.warned == verdict.Warning {
+		return ""
+	}
+	m.warned = verdict.Warning
+	return verdict.Warning
 }
 
 // kubeletAlive returns for how long kubelet is proven alive without a gap since the given instant.

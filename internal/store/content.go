@@ -41,6 +41,21 @@ func (s *Store) Bytes() int64 {
 	return s.content.all
 }
 
+// Usage is how much of the store is used, in bytes.
+type Usage struct {
+	// Content is the size of all answers, and Limit that beyond which there is no room for more.
+	Content, Limit int64
+	// File is the size of the file, which keeps what was once used. The ledger is in it as well.
+	File int64
+}
+
+// Usage returns how much of the store is used.
+func (s *Store) Usage() (u Usage, err error) {
+	u = Usage{Content: s.Bytes(), Limit: s.maxBytes}
+	err = s.db.View(func(tx *bbolt.Tx) error { u.File = tx.Size(); return nil })
+	return u, err
+}
+
 // Room returns ErrFull when n more bytes of answers would not fit, or would take a namespace beyond half of what there is: one
 // tenant leaves room for the others.
 func (s *Store) Room(namespace string, n int64) error {

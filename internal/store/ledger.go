@@ -47,6 +47,7 @@ type record struct {
 	Expire     string        `json:"expire,omitempty"`
 	SyncAsked  bool          `json:"syncAsked,omitempty"`
 	Cause      string        `json:"cause,omitempty"`
+	GivenUp    grant.Instant `json:"givenUp,omitempty"`
 	Failures   int           `json:"failures,omitempty"`
 	Problem    string        `json:"problem,omitempty"`
 	// Revision grows with every write of any record, so that the newest of several copies in a damaged file can be told.
@@ -84,7 +85,7 @@ func putGrant(tx *bbolt.Tx, g grant.Grant) error {
 		Login: g.Login, Unleasable: g.Unleasable,
 		BusyUntil: g.BusyUntil, Tried: g.Tried, FolderSeen: g.FolderSeen, Grace: g.Grace,
 		Gap: g.Gap, Unanswered: g.Unanswered, Answered: g.Answered, Expire: g.Expire, SyncAsked: g.SyncAsked,
-		Cause: g.Cause, Failures: g.Failures, Problem: g.Problem,
+		Cause: g.Cause, GivenUp: g.GivenUp, Failures: g.Failures, Problem: g.Problem,
 	}
 	for _, l := range g.Leases {
 		r.Leases = append(r.Leases, leaseRecord{ID: l.ID.Reveal(), Read: l.Read, Term: l.Term, Superseded: l.Superseded, Warned: l.Warned})
@@ -128,7 +129,7 @@ func (r *record) grant() grant.Grant {
 		Token: secret.New(r.Token), Accessor: secret.New(r.Accessor), SecretID: secret.New(r.SecretID), Login: r.Login, Unleasable: r.Unleasable,
 		BusyUntil: r.BusyUntil, Tried: r.Tried, FolderSeen: r.FolderSeen, Grace: r.Grace,
 		Gap: r.Gap, Unanswered: r.Unanswered, Answered: r.Answered, Expire: r.Expire, SyncAsked: r.SyncAsked,
-		Cause: r.Cause, Failures: r.Failures, Problem: r.Problem,
+		Cause: r.Cause, GivenUp: r.GivenUp, Failures: r.Failures, Problem: r.Problem,
 	}
 	g.Server.Pair = secret.New(r.Pair)
 	for _, l := range r.Leases {
@@ -158,6 +159,7 @@ func rebase(tx *bbolt.Tx, now grant.Instant) error {
 	}
 	for _, g := range grants {
 		g.Created, g.Tried, g.BusyUntil = now, now, now.Add(grant.RequestLimit)
+		g.GivenUp = min(g.GivenUp, now)
 		g.Login = restarted(g.Login, now)
 		for i := range g.Leases {
 			g.Leases[i].Term = restarted(g.Leases[i].Term, now)

@@ -427,6 +427,11 @@ func TestFullStoreRecordsTheLease(t *testing.T) {
 	if held, err := s.Answers("g"); err != nil || len(held) != 1 || s.Bytes() != size {
 		t.Errorf("%d answers of %d bytes, %v", len(held), s.Bytes(), err)
 	}
+	info, err := os.Stat(filepath.Join(cfg.Dir, "leasehold.db"))
+	must(t, err)
+	if u, err := s.Usage(); err != nil || u != (store.Usage{Content: size, Limit: 2000, File: info.Size()}) {
+		t.Errorf("usage %+v, %v; the file has %d bytes", u, err, info.Size())
+	}
 }
 
 func TestShrinkingAlwaysFits(t *testing.T) {

@@ -199,7 +199,7 @@ type answer struct {
 // do sends one request once and returns a good reply.
 func (c *Client) do(ctx context.Context, in call) (out answer, err error) {
 	began := time.Now()
-	defer func() { c.answered(in.counted, outcome(err), time.Since(began)) }()
+	defer func() { c.answered(in.counted, Outcome(err), time.Since(began)) }()
 	client := c.api
 	if in.namespace != "" {
 		client = client.WithNamespace(in.namespace)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -162,8 +163,11 @@ var outcomes = [...]string{
 	Unrenewable: "unrenewable", Invalid: "invalid", NotFound: "not_found", Empty: "empty", NotVault: "not_vault", Unusable: "unusable", Shared: "shared",
 }
 
-// outcome is what came of a request, in a word.
-func outcome(err error) string {
+// Outcomes are the kinds in a word each.
+func Outcomes() []string { return slices.Clone(outcomes[:]) }
+
+// Outcome is what came of a request, in a word: "ok", or the kind of failure.
+func Outcome(err error) string {
 	if err == nil {
 		return "ok"
 	}

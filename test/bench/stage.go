@@ -276,9 +276,12 @@ func (s *stage) settle(ctx context.Context, most int) error {
 }
 
 // leases is how many database leases Leasehold holds.
-func (s *stage) leases(ctx context.Context) (int, error) {
+func (s *stage) leases(ctx context.Context) (held int, err error) {
 	m, err := s.providerMetrics(ctx)
-	return int(m.gauge("leasehold_leases")), err
+	for _, state := range m["leasehold_leases"].GetMetric() {
+		held += int(state.GetGauge().GetValue())
+	}
+	return held, err
 }
 
 // revoke gives back what the floor holds, and waits until its leases are gone too.
