@@ -118,12 +118,25 @@ func source(t *testing.T) string {
 	return all.String()
 }
 
+// The reference has each kind of change and each trouble, and no other.
+func TestReferenceListsChanges(t *testing.T) {
+	_, section, _ := strings.Cut(read(t, "docs/reference.md"), "\n## What happened\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	code := source(t)
+	told := slices.Concat(names(`\bKind += "([A-Z][A-Za-z]+)"`, code), names(`\bTrouble += "([A-Z][A-Za-z]+)"`, code))
+	slices.Sort(told)
+	rows := strings.Join(names("(?m)^\\| ((?:`[A-Z][A-Za-z]+`(?:, )?)+) ", section), ", ")
+	if documented := names("`([A-Za-z]+)`", rows); !slices.Equal(documented, told) || len(told) == 0 {
+		t.Errorf("the changes and troubles\n%v\nare told, and the reference lists\n%v", told, documented)
+	}
+}
+
 // The reference has a row for each reason of an event and each metric, and for no other; FailedMount is kubelet's.
 func TestReferenceListsEventsAndMetrics(t *testing.T) {
 	reference, code := read(t, "docs/reference.md"), source(t)
 	_, section, _ := strings.Cut(reference, "\n## Events on pods\n")
 	events, metrics, _ := strings.Cut(section, "\n## Metrics\n")
-	posted := append(names(`\bEvent\([^"\n]*(?:"Warning"|"Normal"|eventtype), "([A-Za-z]+)"`, code), "FailedMount")
+	posted := append(names(`\b(?:Event\([^"\n]*(?:"Warning"|"Normal"|eventtype), |notice\([^"\n]*)"([A-Za-z]+)"`, code), "FailedMount")
 	slices.Sort(posted)
 	if documented := names("(?m)^\\| `([A-Za-z]+)` ", events); !slices.Equal(documented, posted) {
 		t.Errorf("the events\n%v\nare posted, and the reference lists\n%v", posted, documented)

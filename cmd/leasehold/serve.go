@@ -115,6 +115,7 @@ type node struct {
 	judge   *pods.Judge
 	key     *kube.SharedKey
 	keeper  *keeper.Keeper
+	history *admin.History
 	drivers []*server.Server // one for each endpoint
 	admin   *server.Socket
 	sockets []*server.Socket // all of them
@@ -156,8 +157,10 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 	}})
 	judge := pods.New(pods.Config{Cluster: cluster, KubeletDir: o.kubeletDir, Now: bootTime, Log: log})
+	history := admin.NewHistory()
 	k, err := keeper.New(keeper.Config{
-		Store: ledger, Vaults: &vault.Pool{Answered: meters.vaultRequests.Answered}, Ended: judge.Ended, Event: meters.events.Count(cluster.Event), Now: bootTime, Log: log,
+		Store: ledger, Vaults: &vault.Pool{Answered: meters.vaultRequests.Answered}, Ended: judge.Ended, Event: meters.events.Count(cluster.Event), Changed: history.Add,
+		Now: bootTime, Log: log,
 		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Overrides: cluster.Overrides, Synced: cluster.SyncedObjects,
 		RequestToken: cluster.RequestToken, Identify: cluster.Identify, Sees: judge.Sees,
 		RenewalBegan: meters.renewalBegan, Rotated: meters.rotated,
@@ -196,7 +199,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	})
 	adminSocket := server.NewSocket(admin.SocketPath(o.stateDir))
 	return &node{options: o, log: log, admin: adminSocket, sockets: append(sockets, adminSocket),
-		client: client, rights: kube.Rights(o.node, namespace, o.keySecret), meters: meters, cluster: cluster, judge: judge, key: key, keeper: k, drivers: drivers,
+		client: client, rights: kube.Rights(o.node, namespace, o.keySecret), meters: meters, cluster: cluster, judge: judge, key: key, keeper: k, history: history, drivers: drivers,
 		health: server.Health{Addr: o.healthAddr, Alive: k.Alive, Ready: ready, Metrics: meters.registry}}, nil
 }
 
@@ -239,7 +242,8 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.health.Run(background) })
 	group.Go(func() error {
 		return server.ServeHTTP(background, adminSocket, admin.Handler(admin.Provider{
-			Node: n.node, List: n.keeper.Grants, LeftToExpire: n.keeper.LeftToExpire, Now: bootTime, GiveBack: n.keeper.GiveBack, RevokePod: n.keeper.RevokePod,
+			Node: n.node, List: n.keeper.Grants, LeftToExpire: n.keeper.LeftToExpire, History: n.history, Now: bootTime,
+			GiveBack: n.keeper.GiveBack, RevokePod: n.keeper.RevokePod,
 		}))
 	})
 	group.Go(func() error {

@@ -1,5 +1,5 @@
-// Package admin tells, through a socket that only root reaches, what this node holds, and has it given back. It shows paths, states and lives, and
-// never a token, an accessor, a lease id or a value.
+// Package admin tells, through a socket that only root reaches, what this node holds and what happened to it, and has it given back. It shows
+// paths, states and lives, and never a token, an accessor, a lease id or a value.
 package admin
 
 import (
@@ -85,6 +85,8 @@ type Provider struct {
 	List func() ([]grant.Grant, error)
 	// LeftToExpire says why the end of the pod revokes nothing of a grant; empty when it does.
 	LeftToExpire func(grant.Grant) string
+	// History remembers what happened.
+	History *History
 	// Now reads the clock that grants are kept by.
 	Now func() grant.Instant
 	// GiveBack has the grants of pods that are over given back; with all also those that running pods use.
@@ -99,6 +101,7 @@ func Handler(p Provider) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET "+leasesPath, p.tell)
+	mux.HandleFunc("GET "+eventsPath, p.events)
 	mux.HandleFunc("POST "+drainPath, p.drain)
 	mux.HandleFunc("POST "+revokePath, p.revoke)
 	return mux
@@ -153,10 +156,10 @@ func Client(stateDir string) *http.Client {
 
 // Fetch asks the provider that keeps its state in stateDir what it holds.
 func Fetch(ctx context.Context, stateDir string) (Report, error) {
-	return ask(ctx, stateDir, http.MethodGet, leasesPath)
+	return ask[Report](ctx, stateDir, http.MethodGet, leasesPath)
 }
 
-func ask(ctx context.Context, stateDir, method, path string) (r Report, err error) {
+func ask[T any](ctx context.Context, stateDir, method, path string) (r T, err error) {
 	client := Client(stateDir)
 	defer client.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, method, "http://leasehold"+path, nil)

@@ -54,7 +54,7 @@ const pace = time.Second
 // when nothing is being given back any more, or when ctx ends, with what is held then. progress is called with how many grants are being
 // given back, when that changes.
 func Drain(ctx context.Context, stateDir string, force bool, progress func(left int)) (Report, error) {
-	r, err := ask(ctx, stateDir, http.MethodPost, drainPath+"?force="+strconv.FormatBool(force))
+	r, err := ask[Report](ctx, stateDir, http.MethodPost, drainPath+"?force="+strconv.FormatBool(force))
 	if err != nil {
 		return r, err
 	}
@@ -63,7 +63,7 @@ func Drain(ctx context.Context, stateDir string, force bool, progress func(left 
 
 // Revoke does the same for what one pod holds, whether or not it runs, and reports on that pod only.
 func Revoke(ctx context.Context, stateDir, namespace, pod string, progress func(left int)) (Report, error) {
-	r, err := ask(ctx, stateDir, http.MethodPost, revokePath+"?"+url.Values{"namespace": {namespace}, "pod": {pod}}.Encode())
+	r, err := ask[Report](ctx, stateDir, http.MethodPost, revokePath+"?"+url.Values{"namespace": {namespace}, "pod": {pod}}.Encode())
 	if err != nil {
 		return r, err
 	}

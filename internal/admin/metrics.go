@@ -22,7 +22,7 @@ type Metrics struct {
 	List func() ([]grant.Grant, error)
 	// Usage tells how much of the store is used.
 	Usage func() (store.Usage, error)
-	// LeftToExpire says why the end of the pod revokes nothing of a grant; empty when it does. Required.
+	// LeftToExpire says why the end of the pod revokes nothing of a grant; empty when it does.
 	LeftToExpire func(grant.Grant) string
 	// HeldEnds is of how many volumes the pod seems to be over, without proof that no container uses them any more.
 	HeldEnds func() int

@@ -5,13 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/render"
 	"github.com/leasehold-csi/leasehold/internal/spec"
-	"github.com/leasehold-csi/leasehold/internal/vault"
 )
 
 // Errors of Acquire that are neither Vault's nor the request's fault.
@@ -34,15 +34,18 @@ var (
 )
 
 // Refused notes that a Mount was refused for what its class says now.
-func (k *Keeper) Refused(e *spec.Error) { k.tell(e.Pod, e.Volume, e.Error()) }
+func (k *Keeper) Refused(e *spec.Error) {
+	k.tell(Change{Kind: MountRefused, Pod: e.Pod, Volume: e.Volume.Volume, Why: e.Error(), Trouble: WrongClass}, e.Volume)
+}
 
-// tell posts an event when a volume that shows something could not be refreshed: the driver hides errors of republishes.
-func (k *Keeper) tell(pod spec.Pod, volume spec.VolumeKey, failure string) {
+// tell says that a volume's files could not be made, and posts an event when it shows something: the driver hides errors of republishes.
+func (k *Keeper) tell(c Change, volume spec.VolumeKey) {
 	grants, err := k.Store.OfVolume(volume)
-	shows := slices.ContainsFunc(grants, func(g grant.Grant) bool { return g.State == grant.Active })
-	if err == nil && shows {
-		k.Event(pod, "Warning", "RefreshFailed", fmt.Sprintf("volume %q keeps its content: %s", volume.Volume, failure))
+	c.Shown = err == nil && slices.ContainsFunc(grants, func(g grant.Grant) bool { return g.State == grant.Active })
+	if c.Shown {
+		k.Event(c.Pod, "Warning", "RefreshFailed", fmt.Sprintf("volume %q keeps its content: %s", c.Volume, c.Why))
 	}
+	k.say(c)
 }
 
 // flight is one piece of work for one volume, which every Mount of that volume meanwhile waits for.
@@ -94,13 +97,38 @@ func (k *Keeper) Acquire(ctx context.Context, req *spec.Request) ([]render.File,
 			default:
 				if !slices.EqualFunc(held.files, f.files, sameFile) {
 					k.volumes.change(req.Volume, k.Now())
+					k.sayRefreshed(f, held.files)
 				}
 				return f.files, k.answered(ctx, f.grant)
 			}
 		case <-ctx.Done():
-			return held.filesOr(k.leave(f, ErrWorking))
+			err := k.leave(f, ErrWorking)
+			c := refusal(err, req)
+			c.Shown = held.files != nil
+			k.say(c)
+			return held.filesOr(err)
 		case <-k.leaving:
 			return held.filesOr(k.leave(f, ErrLeaving))
+		}
+	}
+}
+
+// sayRefreshed tells which paths hold something new since the files before, of those that no lease and no certificate tells of.
+func (k *Keeper) sayRefreshed(f *flight, before []render.File) {
+	if before == nil {
+		return
+	}
+	told := make(map[string]bool)
+	for _, file := range f.files {
+		if slices.ContainsFunc(before, func(b render.File) bool { return sameFile(file, b) }) {
+			continue
+		}
+		for _, o := range f.req.Spec.Objects {
+			minted := o.Read.Method != http.MethodGet && o.Read.Method != spec.Rendered || f.grant.Lease(o.Read) != nil
+			if o.Writes(file.Path) && !minted && !told[o.Read.Path] {
+				told[o.Read.Path] = true
+				k.say(of(f.grant, Refreshed).at(o.Read.Path, 0))
+			}
 		}
 	}
 }
@@ -130,7 +158,7 @@ func (k *Keeper) notePair(g grant.Grant, req *spec.Request) {
 		return
 	}
 	if _, err := k.Vaults.Client(req.Spec.Server, req.Pod.Namespace); err != nil {
-		k.tell(req.Pod, req.Volume, err.Error())
+		k.tell(refusal(err, req), req.Volume)
 		return
 	}
 	_, err := k.Store.Update(g.ID, func(g *grant.Grant) error { g.Server.Pair = pair; return nil })
@@ -341,7 +369,7 @@ func (k *Keeper) mountGuarded(ctx context.Context, req *spec.Request, f *flight)
 	}()
 	begin := time.Now()
 	if f.files, f.grant, f.err = k.mount(ctx, req); f.err != nil {
-		k.tell(req.Pod, req.Volume, vault.Explain(f.err, req))
+		k.tell(refusal(f.err, req), req.Volume)
 	}
 	k.Log.Debug("mount work done", "pod", req.Pod.Namespace+"/"+req.Pod.Name, "volume", req.Volume.Volume, "took", time.Since(begin), "ok", f.err == nil)
 }

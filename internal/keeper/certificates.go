@@ -85,6 +85,6 @@ func (k *Keeper) tellKept(g grant.Grant, why string) {
 	if live == 0 {
 		return
 	}
-	k.Event(g.Pod, "Warning", "CertificateKept", fmt.Sprintf("volume %q: certificates that were to be revoked at the pod's end live on (%d, until %s at the latest): %s",
+	k.notice(of(g, noticed), "CertificateKept", fmt.Sprintf("volume %q: certificates that were to be revoked at the pod's end live on (%d, until %s at the latest): %s",
 		g.Volume.Volume, live, wall(longest), why))
 }

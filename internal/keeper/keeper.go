@@ -74,6 +74,8 @@ type Config struct {
 	Ended func(context.Context, grant.Grant) grant.Verdict
 	// Event tells the pod's owners something; eventtype is Normal or Warning. It must not block.
 	Event func(pod spec.Pod, eventtype, reason, message string)
+	// Changed is told of every change of a volume's state; it must not block. nil for nobody.
+	Changed func(Change)
 	// Now reads CLOCK_BOOTTIME.
 	Now func() grant.Instant
 	Log *slog.Logger
@@ -155,6 +157,9 @@ func New(c Config) (*Keeper, error) {
 	if c.Sees == nil {
 		c.Sees = func(spec.VolumeKey, string) error { return nil }
 	}
+	if c.Changed == nil {
+		c.Changed = func(Change) {}
+	}
 	if c.RenewalBegan == nil {
 		c.RenewalBegan = func(time.Duration) {}
 	}
@@ -192,6 +197,7 @@ func (k *Keeper) Resume() error {
 		k.Log.Error("records of the store cannot be read; their leases run out by themselves", "records", unreadable)
 	}
 	for _, g := range grants {
+		k.say(of(g, TookOver).because(k.standing(g)))
 		if g.State == grant.Pending {
 			if err := k.letGo(g.ID, "the provider stopped during the volume's first mount"); err != nil {
 				return err
@@ -328,13 +334,25 @@ func (k *Keeper) guarded(ctx context.Context, id string) (next grant.Instant) {
 	return next
 }
 
+// standing says what the store knows of a grant, for people.
+func (k *Keeper) standing(g grant.Grant) string {
+	text := fmt.Sprintf("a grant %s old in state %s, of role %q, with %d leases", Span(k.Now().Sub(g.Created)), g.State, g.Auth.Role, len(g.Leases))
+	if g.Cause != "" {
+		text += ", to be given back: " + g.Cause
+	}
+	if g.Problem != "" {
+		text += "; what failed last: " + g.Problem
+	}
+	return text
+}
+
 // letGo has a grant revoked; cause says why, for people.
 func (k *Keeper) letGo(id, cause string) error {
-	return k.giveUp(id, cause, func(g *grant.Grant) { g.Expire = "" })
+	return k.giveUp(id, LetGo, cause, func(g *grant.Grant) { g.Expire = "" })
 }
 
 // giveUp marks a grant as Revoking, which it stays until it is certainly gone.
-func (k *Keeper) giveUp(id, cause string, change func(*grant.Grant)) error {
+func (k *Keeper) giveUp(id string, kind Kind, cause string, change func(*grant.Grant)) error {
 	g, err := k.Store.Update(id, func(g *grant.Grant) error {
 		g.GiveUp(cause, k.Now())
 		g.Failures = 0
@@ -347,19 +365,14 @@ func (k *Keeper) giveUp(id, cause string, change func(*grant.Grant)) error {
 	if err != nil {
 		return fmt.Errorf("marking a grant for revocation: %w", err)
 	}
+	c := of(g, kind).because(cause)
+	c.Keeps = k.LeftToExpire(g)
+	k.say(c)
 	if k.Revoke == RevokeLog {
-		k.Log.Info("would revoke a grant now", about(g)...)
+		k.Log.Info("would revoke a grant now", "grant", g.ID, "pod", g.Pod.Namespace+"/"+g.Pod.Name, "leases", len(g.Leases), "certificates", len(g.Certificates))
 	}
 	k.queue.Add(id)
 	return nil
-}
-
-// about is what the log says of a grant.
-func about(g grant.Grant) []any {
-	return []any{
-		"grant", g.ID, "pod", g.Pod.Namespace + "/" + g.Pod.Name, "uid", g.Pod.UID, "volume", g.Volume.Volume,
-		"cause", g.Cause, "leases", len(g.Leases), "certificates", len(g.Certificates),
-	}
 }
 
 func session(g *grant.Grant) vault.Session {

@@ -86,6 +86,8 @@ func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string
 	}
 	if c.shown {
 		k.tellRotated(g, began, c.ends)
+	} else {
+		k.say(of(g, Mounted))
 	}
 	return files, g, nil
 }
@@ -110,7 +112,7 @@ func (k *Keeper) tellOverridden(req *spec.Request) {
 	if len(names) == 0 {
 		return
 	}
-	k.Event(req.Pod, "Warning", "ClassOverridden", fmt.Sprintf("volume %q: the pod's volumeAttributes %q win over SecretProviderClass %q", req.Volume.Volume, names, req.Class))
+	k.notice(wished(req, noticed), "ClassOverridden", fmt.Sprintf("volume %q: the pod's volumeAttributes %q win over SecretProviderClass %q", req.Volume.Volume, names, req.Class))
 }
 
 // tellRotated says which credentials took the place of others since a Mount began, and whether those had ended before: ends is when;
@@ -257,7 +259,7 @@ func (k *Keeper) claim(req *spec.Request, except string) (c claim, err error) {
 // warnOfClass tells once for a grant what its class may not mean as it says.
 func (k *Keeper) warnOfClass(req *spec.Request) {
 	if len(req.Warnings) > 0 {
-		k.Event(req.Pod, "Warning", "ClassWarning", fmt.Sprintf("volume %q, SecretProviderClass %q: %s", req.Volume.Volume, req.Class, strings.Join(req.Warnings, "; ")))
+		k.notice(wished(req, noticed), "ClassWarning", fmt.Sprintf("volume %q, SecretProviderClass %q: %s", req.Volume.Volume, req.Class, strings.Join(req.Warnings, "; ")))
 	}
 }
 

@@ -147,11 +147,11 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 		return vault.Session{}, &RefusedError{Path: "auth/" + g.Auth.Mount + "/login", Why: "that auth mount is of the cert method, and it was the provider's own client certificate that logged in, " +
 			"not the pod; the token is being revoked: name an auth mount of the kubernetes, jwt or approle method, or authMethod cert"}
 	}
-	k.Log.Info("logged in", "grant", g.ID, "pod", g.Pod.Namespace+"/"+g.Pod.Name, "volume", g.Volume.Volume, "role", g.Auth.Role, "ttl", login.TTL)
 	ttl := login.TTL
 	if login.Renewable && (ttl == 0 || ttl > k.OrphanTTL) {
 		ttl, err = k.shorten(ctx, client, g.ID, login.Session)
 	}
+	k.say(of(g, LoggedIn).at("", ttl))
 	k.tellLongToken(g, ttl)
 	if !g.Unanswered {
 		k.Rotated(RotatedLogin)
@@ -185,7 +185,7 @@ func (k *Keeper) tellLongToken(g grant.Grant, ttl time.Duration) {
 	if ttl != 0 {
 		life = "of " + ttl.String()
 	}
-	k.Event(g.Pod, "Warning", "LongToken", fmt.Sprintf("volume %q: role %q gives tokens whose life %s cannot be shortened to the orphan TTL of %s (token_period, or not renewable): "+
+	k.notice(of(g, noticed), "LongToken", fmt.Sprintf("volume %q: role %q gives tokens whose life %s cannot be shortened to the orphan TTL of %s (token_period, or not renewable): "+
 		"if this node is lost, its token and leases live on for so long; lower token_period, or use token_ttl instead", g.Volume.Volume, g.Auth.Role, life, k.OrphanTTL))
 }
 
@@ -300,6 +300,7 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 		if _, err := k.Store.Update(g.ID, change); err != nil {
 			return fmt.Errorf("recording the lease of %q: %w", r.Path, err)
 		}
+		k.sayIssued(g, r, reply)
 		return &RefusedError{Path: r.Path, Why: leasedBut + g.Unleasable}
 	}
 	answer := grant.Answer{Read: r, Body: reply.Body, Raw: reply.Raw, Absent: absent, Leased: leased, RefreshAt: k.refreshAt(g, r, care, reply, from)}
@@ -322,7 +323,22 @@ func (k *Keeper) read(ctx context.Context, client *vault.Client, s vault.Session
 	case leased:
 		k.Rotated(RotatedLease)
 	}
+	if leased || reply.Certificate != nil {
+		k.sayIssued(g, r, reply)
+	}
 	return nil
+}
+
+// sayIssued tells of a lease, or a certificate, and whether it takes another's place.
+func (k *Keeper) sayIssued(g grant.Grant, r spec.Read, reply vault.Reply) {
+	kind, ttl := Issued, reply.TTL
+	if !g.Unanswered {
+		kind = Rotated
+	}
+	if reply.Certificate != nil {
+		ttl = reply.Certificate.Validity.Life()
+	}
+	k.say(of(g, kind).at(r.Path, ttl))
 }
 
 // rotationTries is how often a password that is about to change is read until it has: Vault may be a few seconds late with it.
@@ -373,12 +389,12 @@ func (k *Keeper) refreshAt(g grant.Grant, r spec.Read, care spec.Care, reply vau
 }
 
 // tellClock says that a certificate is next to useless on this node, by this node's clock.
-func (k *Keeper) tellClock(g grant.Grant, r spec.Read, of grant.Validity, next time.Duration) {
-	ends := fmt.Sprintf("ends in %s", of.Left.Round(time.Second))
-	if of.Left <= 0 {
-		ends = fmt.Sprintf("ended %s ago", -of.Left.Round(time.Second))
+func (k *Keeper) tellClock(g grant.Grant, r spec.Read, validity grant.Validity, next time.Duration) {
+	ends := fmt.Sprintf("ends in %s", validity.Left.Round(time.Second))
+	if validity.Left <= 0 {
+		ends = fmt.Sprintf("ended %s ago", -validity.Left.Round(time.Second))
 	}
-	k.Event(g.Pod, "Warning", "ClockWrong", fmt.Sprintf("volume %q: by this node's clock the certificate that %q just issued %s: compare the clocks of this node and of Vault, "+
+	k.notice(of(g, noticed), "ClockWrong", fmt.Sprintf("volume %q: by this node's clock the certificate that %q just issued %s: compare the clocks of this node and of Vault, "+
 		"and the ttl that is asked for; the next one is issued in %s", g.Volume.Volume, r.Path, ends, next.Round(time.Second)))
 }
 

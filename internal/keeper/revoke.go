@@ -16,7 +16,7 @@ const probeIncrement = time.Minute
 
 // LeftToExpire says why the pod's end revokes nothing of a grant, so that all of it runs out by itself; empty when it does revoke.
 func (k *Keeper) LeftToExpire(g grant.Grant) string {
-	if k.Revoke == RevokeLog || k.Revoke == RevokeOff {
+	if g.Expire == "" && (k.Revoke == RevokeLog || k.Revoke == RevokeOff) {
 		return "--revoke=" + string(k.Revoke)
 	}
 	return g.Expire
@@ -29,12 +29,12 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 	case g.Busy(now):
 		return g.BusyUntil, nil
 	case g.Token.IsZero():
-		return 0, k.forget(g, "there was no login")
+		return 0, k.forget(g, NeverUsed)
 	case g.Login.Over(now):
 		if !braked {
 			k.tellKept(g, "the token that could have revoked them ended before")
 		}
-		return 0, k.forget(g, "ran out")
+		return 0, k.forget(g, RanOut)
 	case braked:
 		return g.Login.Limit, nil
 	}
@@ -53,10 +53,10 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 	})
 	switch {
 	case err == nil:
-		return 0, k.forget(g, "revoked")
+		return 0, k.forget(g, Revoked)
 	case vault.KindOf(err) == vault.InvalidToken && k.sameCluster(ctx, client, g):
 		k.tellKept(g, "the token that could have revoked them was revoked outside of Leasehold")
-		return 0, k.forget(g, "was gone already")
+		return 0, k.forget(g, AlreadyGone)
 	}
 	return k.later(g, err)
 }
@@ -82,12 +82,13 @@ func (k *Keeper) probe(ctx context.Context, client *vault.Client, g grant.Grant)
 	return nil
 }
 
-func (k *Keeper) forget(g grant.Grant, how string) error {
+// forget deletes the record of a grant that is certainly gone; how is one of the final kinds of change.
+func (k *Keeper) forget(g grant.Grant, how Kind) error {
 	if err := k.Store.Delete(g.ID); err != nil {
 		return fmt.Errorf("forgetting a grant: %w", err)
 	}
 	k.holders.drop(g.Accessor)
-	k.Log.Info("gave a grant back", append(about(g), "outcome", how)...)
+	k.say(of(g, how))
 	if rest, err := k.Store.OfVolume(g.Volume); err == nil && len(rest) == 0 {
 		k.volumes.forget(g.Volume)
 	}

@@ -56,8 +56,9 @@ func (k *Keeper) holdBack(g grant.Grant, v grant.Verdict) grant.Instant {
 	}
 	until, first := k.breaker.hold(g.Pod.UID, k.Now())
 	if first {
-		k.Log.Error("more pods ended at once than the Kubernetes API told of; revocations are held back: is the API server the right one, and kubelet's folder mounted?",
-			append(about(g), "reason", v.Reason, "for", holdBack)...)
+		c := of(g, EndHeld).because(v.Reason)
+		c.Trouble, c.Again = BreakerOpen, holdBack
+		k.say(c)
 		k.Event(g.Pod, "Warning", "RevocationHeld", fmt.Sprintf("volume %q: %s; but more than %d pods of this node ended within a minute that the API told nothing of: "+
 			"its leases are kept for %s and looked at again", g.Volume.Volume, v.Reason, rush, holdBack))
 	}
@@ -67,6 +68,9 @@ func (k *Keeper) holdBack(g grant.Grant, v grant.Verdict) grant.Instant {
 // note records what only a look at the living pod can tell, and passes a warning on.
 func (k *Keeper) note(g grant.Grant, v grant.Verdict) (grant.Grant, error) {
 	if v.Warning != "" {
+		c := of(g, EndUnclear).because(v.Warning)
+		c.Trouble = UnclearEnd
+		k.say(c)
 		k.Event(g.Pod, "Warning", "EndUnclear", v.Warning)
 	}
 	grace, compared := g.Grace, g.Answered.IsZero() || v.Started.IsZero()
@@ -102,15 +106,14 @@ func (k *Keeper) startedEmpty(g grant.Grant, started time.Time) {
 	if heard := time.Now().Add(-k.Now().Sub(g.Created)); heard.Sub(started) > rounding {
 		what, but = "Leasehold first heard of the volume", "unless another provider had mounted it, or this node's store was lost, "
 	}
-	k.Event(g.Pod, "Warning", "StartedEmpty", fmt.Sprintf("volume %q: a container was started %s before %s, so %sit may see an empty folder: restart the pod if it misses its secrets",
+	k.notice(of(g, noticed), "StartedEmpty", fmt.Sprintf("volume %q: a container was started %s before %s, so %sit may see an empty folder: restart the pod if it misses its secrets",
 		g.Volume.Volume, early.Round(time.Second), what, but))
 }
 
 // end lets go of a grant whose pod is over, as soon as no Mount is working with it: a read that returns after the token's
 // revocation leaves a lease that nothing removes (measured on Vault 1.21.2).
 func (k *Keeper) end(g grant.Grant, reason string) (grant.Instant, error) {
-	k.Log.Info("pod ended", append(about(g), "reason", reason)...)
-	return k.Now(), k.giveUp(g.ID, reason, func(*grant.Grant) {})
+	return k.Now(), k.giveUp(g.ID, PodEnded, reason, func(*grant.Grant) {})
 }
 
 // keep does what a living pod's grant needs.
@@ -189,12 +192,13 @@ func (k *Keeper) renewToken(ctx context.Context, client *vault.Client, g grant.G
 	case vault.InvalidToken:
 		return k.tokenRefused(ctx, client, g, err)
 	case vault.Unrenewable, vault.Denied:
+		k.say(of(g, RenewalOver).failed(err, asked(g)))
 		return k.Store.Update(g.ID, func(g *grant.Grant) error { g.Login.Renewable, g.Problem = false, err.Error(); return nil })
 	}
 	if err != nil {
 		return g, err
 	}
-	k.Log.Debug("renewed a token", "grant", g.ID, "ttl", life.TTL)
+	k.say(of(g, Renewed).at("", life.TTL))
 	cluster := g.Cluster
 	if cluster == "" { // it could not be asked for at the login; what renews the token is its own
 		cluster, _ = within(ctx, grant.RequestTimeout, func(ctx context.Context) (string, error) { return client.RecentCluster(ctx), nil })
@@ -228,13 +232,13 @@ func (k *Keeper) renewLease(ctx context.Context, client *vault.Client, g grant.G
 		k.lost(g, fmt.Sprintf("the lease of %q was revoked or expired", l.Read.Path))
 		return change(func(t grant.Term) grant.Term { return t.Lost(from) })
 	case vault.Unrenewable, vault.Denied:
-		k.Log.Debug("a lease cannot be renewed any more", "grant", g.ID, "path", l.Read.Path, "err", err)
+		k.say(of(g, RenewalOver).at(l.Read.Path, 0).failed(err, asked(g)))
 		return change(func(t grant.Term) grant.Term { t.Renewable = false; return t })
 	}
 	if err != nil {
 		return g, err
 	}
-	k.Log.Debug("renewed a lease", "grant", g.ID, "path", l.Read.Path, "ttl", life.TTL)
+	k.say(of(g, Renewed).at(l.Read.Path, life.TTL))
 	return change(func(t grant.Term) grant.Term { return t.Renewed(from, life.TTL, 0, life.Renewable) })
 }
 
@@ -255,6 +259,9 @@ func (k *Keeper) tokenRefused(ctx context.Context, client *vault.Client, g grant
 }
 
 func (k *Keeper) lost(g grant.Grant, what string) {
+	c := of(g, Lost).because(what)
+	c.Trouble = vault.RevokedElsewhere
+	k.say(c)
 	k.Event(g.Pod, "Warning", "LeaseLost", fmt.Sprintf("volume %q: %s outside of Leasehold; new credentials come with the next republish", g.Volume.Volume, what))
 }
 
@@ -268,7 +275,7 @@ func (k *Keeper) warn(g grant.Grant) (grant.Grant, error) {
 		for _, w := range g.Warnings(l, now, asked, container != "") {
 			warned[l.ID] = append(warned[l.ID], w)
 			left := g.LeaseLeft(l, now)
-			k.Event(g.Pod, "Warning", "WillLapse", fmt.Sprintf("volume %q: the credentials of %q end in %s (%s) and cannot be extended; %s",
+			k.notice(of(g, noticed), "WillLapse", fmt.Sprintf("volume %q: the credentials of %q end in %s (%s) and cannot be extended; %s",
 				g.Volume.Volume, l.Read.Path, left.Round(time.Second), wall(left), explain(w, g, l, now.Sub(asked), container)))
 		}
 	}
@@ -309,7 +316,7 @@ const (
 	tellEvery = 20
 )
 
-// later notes a failure and says when to try again: sooner when little is left, and not all grants at once.
+// later notes and tells of a failure and says when to try again: sooner when little is left, and not all grants at once.
 func (k *Keeper) later(g grant.Grant, failure error) (grant.Instant, error) {
 	after, err := k.Store.Update(g.ID, func(g *grant.Grant) error {
 		g.Failures++
@@ -331,7 +338,14 @@ func (k *Keeper) later(g grant.Grant, failure error) (grant.Instant, error) {
 	if after.Failures == tellAt || after.Failures%tellEvery == 0 {
 		k.tellTrouble(after, failure, now)
 	}
-	return now.Add(pause), errors.Join(failure, err)
+	kind := RenewalFailed
+	if g.State == grant.Revoking {
+		kind = RevocationFailed
+	}
+	c := of(g, kind).failed(failure, asked(g))
+	c.Again = pause
+	k.say(c)
+	return now.Add(pause), err
 }
 
 // tellTrouble says on the pod what fails again and again, and until when that does no harm.

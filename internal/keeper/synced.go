@@ -131,6 +131,6 @@ func (k *Keeper) syncedCertificate(req *spec.Request, o spec.Object, r spec.Read
 }
 
 func (k *Keeper) tellSynced(req *spec.Request, what string, o spec.Object) {
-	k.Event(req.Pod, "Warning", "SyncedLease", fmt.Sprintf("volume %q: the %s %q is synced into a Secret that other pods may use, so it is not revoked at the pod's end but runs out: "+
+	k.notice(wished(req, noticed), "SyncedLease", fmt.Sprintf("volume %q: the %s %q is synced into a Secret that other pods may use, so it is not revoked at the pod's end but runs out: "+
 		"say syncedLeases: revoke or refuse in SecretProviderClass %q to choose otherwise", req.Volume.Volume, what, o.Name, req.Class))
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -90,8 +91,13 @@ func seconds(n int64) time.Duration {
 	return time.Duration(min(max(n, 0), int64(century/time.Second))) * time.Second
 }
 
-// OpLogin is Error.Op of a login.
-const OpLogin = "logging in"
+const (
+	// OpLogin is Error.Op of a login.
+	OpLogin = "logging in"
+	// opUnwrapping is that of what AppRole does before it, and opReading begins that of a read.
+	opUnwrapping = "unwrapping the secret-id"
+	opReading    = "reading "
+)
 
 // Credentials are what a login is made with, besides what spec.Auth says.
 type Credentials struct {
@@ -176,7 +182,7 @@ func unleasable(a *authBlock) string {
 
 // Unwrap returns the secret-id behind a wrapping token, which is used up by it.
 func (c *Client) Unwrap(ctx context.Context, namespace string, wrapping secret.Value) (secret.Value, error) {
-	const op = "unwrapping the secret-id"
+	const op = opUnwrapping
 	out, err := c.retry(ctx, call{counted: opUnwrap, op: op, method: http.MethodPut, path: "sys/wrapping/unwrap", namespace: namespace, token: wrapping})
 	if err != nil {
 		return secret.Value{}, err
@@ -197,7 +203,7 @@ func (c *Client) Unwrap(ctx context.Context, namespace string, wrapping secret.V
 
 // Read makes one request of a spec. It is sent once, unless Vault proved that it did not execute it.
 func (c *Client) Read(ctx context.Context, s Session, r spec.Read) (Reply, error) {
-	op := fmt.Sprintf("reading %q", r.Path)
+	op := opReading + strconv.Quote(r.Path)
 	in := call{counted: opRead, op: op, method: r.Method, path: r.Path, query: r.Query, namespace: s.Namespace, token: s.Token, index: s.Index}
 	if r.Args != "" {
 		in.body = []byte(r.Args)

@@ -127,7 +127,7 @@ var causes = []cause{
 		next: `use the address of the active node or of a load balancer in vaultAddress, or https:// if that is where it forwards to`},
 
 	// The engine's back end.
-	{op: read, kind: Failing, says: []string{"dial", "connect", "transaction", "timeout"},
+	{op: read, kind: Failing, says: backEndWords,
 		next: `see whether Vault reaches the back end of {path} (a database, for example) and may log in there; Vault's log has more`},
 	{op: login, kind: Failing,
 		next: `check Vault's log, and whether Vault reaches what auth mount {mount} asks (the API server in {config}, for example)`},
