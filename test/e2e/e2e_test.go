@@ -65,6 +65,7 @@ func TestEndToEnd(t *testing.T) {
 			scenario{"ends without the API server", s.endsWithoutAPIServer},
 			scenario{"ends without the driver", s.endsWithoutDriver},
 			scenario{"other volumes after a restart", s.otherVolumes},
+			scenario{"every node is asked", s.allNodes},
 		)
 	}
 	t.Run("together", func(t *testing.T) {
