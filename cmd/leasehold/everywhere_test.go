@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,7 +23,7 @@ import (
 // holds is a provider whose node holds one grant for a pod of that name, in that state, with a token that has seconds left; a drain of it
 // fails when there is something. said gets the commands.
 func holds(pod, state string, seconds int64, said chan<- string) fleettest.Command {
-	return func(_ context.Context, args []string, stdout, stderr io.Writer) int {
+	return func(args []string, stdout, stderr io.Writer) int {
 		said <- strings.Join(args, " ")
 		report := admin.Report{Version: 1, Node: "a name of its own", Grants: []admin.Grant{}}
 		if pod != "" {
@@ -55,7 +54,7 @@ var nodes = map[string]func(s *fleettest.Server, said chan<- string){
 	},
 	"empty": func(s *fleettest.Server, said chan<- string) { s.Add("d-empty", holds("", "", 0, said)) },
 	"garbage": func(s *fleettest.Server, _ chan<- string) {
-		s.Add("e-garbage", func(_ context.Context, _ []string, stdout, _ io.Writer) int {
+		s.Add("e-garbage", func(_ []string, stdout, _ io.Writer) int {
 			fmt.Fprint(stdout, "\x1b[2Jgarbage")
 			return 0
 		})
@@ -209,7 +208,7 @@ func TestWatchAllNodes(t *testing.T) {
 
 // asProgram runs leasehold as it would run in a provider's pod.
 func asProgram(t *testing.T) fleettest.Command {
-	return func(_ context.Context, args []string, stdout, stderr io.Writer) int {
+	return func(args []string, stdout, stderr io.Writer) int {
 		c := command(t, args...)
 		c.Stdout, c.Stderr = stdout, stderr
 		_ = c.Run()

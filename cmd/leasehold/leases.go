@@ -61,10 +61,7 @@ func leases(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 	}
 	for {
 		err := look(ctx)
-		switch {
-		case *watch && ctx.Err() != nil:
-			return nil
-		case !*watch, err != nil && !errors.Is(err, errPartial):
+		if !*watch || err != nil && !errors.Is(err, errPartial) && ctx.Err() == nil {
 			return err
 		}
 		select {

@@ -1,7 +1,6 @@
 package fleet_test
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -25,16 +24,18 @@ const (
 
 // says is a command that writes its arguments and the node's name.
 func says(node string) fleettest.Command {
-	return func(_ context.Context, args []string, stdout, _ io.Writer) int {
+	return func(args []string, stdout, _ io.Writer) int {
 		fmt.Fprint(stdout, node, args)
 		return 0
 	}
 }
 
-// hangs is a command that never ends.
-func hangs(ctx context.Context, _ []string, _, _ io.Writer) int {
-	<-ctx.Done()
-	return 1
+// hangs is a command that ends with the test.
+func hangs(t *testing.T) fleettest.Command {
+	return func([]string, io.Writer, io.Writer) int {
+		<-t.Context().Done()
+		return 1
+	}
 }
 
 func run(t *testing.T, s *fleettest.Server, c fleet.Command) []fleet.Answer {
@@ -60,10 +61,10 @@ func TestSixteenAtOnce(t *testing.T) {
 	begun, mayEnd := make(chan string, nodes), make(chan struct{})
 	for i := range nodes {
 		node := fmt.Sprintf("node-%02d", nodes-i)
-		s.Add(node, func(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+		s.Add(node, func(args []string, stdout, stderr io.Writer) int {
 			begun <- node
 			<-mayEnd
-			return says(node)(ctx, args, stdout, stderr)
+			return says(node)(args, stdout, stderr)
 		})
 	}
 	var holding sync.WaitGroup
@@ -101,15 +102,15 @@ func TestSixteenAtOnce(t *testing.T) {
 func TestUnreachable(t *testing.T) {
 	s := fleettest.New(t)
 	s.Wanted = 11
-	s.Add("broken", func(_ context.Context, _ []string, stdout, stderr io.Writer) int {
+	s.Add("broken", func(_ []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stdout, "half an ans")
 		fmt.Fprint(stderr, "Usage of leases:\n  -o\nleasehold: bad usage\n")
 		return 2
 	})
 	s.Add("crashing", nil).Status.ContainerStatuses[0].State = corev1.ContainerState{
 		Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff", Message: "back-off 5m0s"}}
-	s.Add("endless", func(ctx context.Context, _ []string, stdout, _ io.Writer) int {
-		for ctx.Err() == nil {
+	s.Add("endless", func(_ []string, stdout, _ io.Writer) int {
+		for t.Context().Err() == nil {
 			if _, err := stdout.Write(make([]byte, 1000)); err != nil {
 				break
 			}
@@ -125,9 +126,9 @@ func TestUnreachable(t *testing.T) {
 		}
 		return false
 	}
-	s.Add("killed", func(context.Context, []string, io.Writer, io.Writer) int { return 137 })
-	s.Add("loud", func(ctx context.Context, _ []string, _, stderr io.Writer) int {
-		for ctx.Err() == nil {
+	s.Add("killed", func([]string, io.Writer, io.Writer) int { return 137 })
+	s.Add("loud", func(_ []string, _, stderr io.Writer) int {
+		for t.Context().Err() == nil {
 			if _, err := stderr.Write(make([]byte, 1000)); err != nil {
 				break
 			}
@@ -167,7 +168,7 @@ func TestUnreachable(t *testing.T) {
 // TestFailedWithAnswer: what a command that fails printed is kept.
 func TestFailedWithAnswer(t *testing.T) {
 	s := fleettest.New(t)
-	s.Add("node-1", func(_ context.Context, _ []string, stdout, stderr io.Writer) int {
+	s.Add("node-1", func(_ []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stdout, "all of it")
 		fmt.Fprint(stderr, "leasehold: running pods use the above")
 		return 1
@@ -188,7 +189,7 @@ func TestOverSPDY(t *testing.T) {
 		return refused
 	}
 	s.Add("node-1", says("node-1"))
-	s.Add("node-2", func(_ context.Context, _ []string, _, stderr io.Writer) int {
+	s.Add("node-2", func(_ []string, _, stderr io.Writer) int {
 		fmt.Fprint(stderr, "leasehold: broken")
 		return 1
 	})
@@ -204,7 +205,7 @@ func TestOverSPDY(t *testing.T) {
 // TestNoEnd: a command that hangs is left at its deadline.
 func TestNoEnd(t *testing.T) {
 	s := fleettest.New(t)
-	s.Add("node-1", hangs)
+	s.Add("node-1", hangs(t))
 	if a := run(t, s, fleet.Command{Within: short})[0]; a.Err == nil || a.Err.Error() != "it did not answer in time" {
 		t.Error(a.Err)
 	}
@@ -225,7 +226,7 @@ func TestNoFirstAnswer(t *testing.T) {
 			}
 			return true
 		}
-		s.Add("node-1", hangs)
+		s.Add("node-1", hangs(t))
 		if a := run(t, s, fleet.Command{Within: short})[0]; a.Err == nil || a.Err.Error() != "it did not answer in time" {
 			t.Errorf("%s: %v", silent, a.Err)
 		}
@@ -236,7 +237,7 @@ func TestNoFirstAnswer(t *testing.T) {
 func TestTold(t *testing.T) {
 	s := fleettest.New(t)
 	heard := make(chan struct{})
-	s.Add("node-1", func(_ context.Context, _ []string, stdout, stderr io.Writer) int {
+	s.Add("node-1", func(_ []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stderr, "2 being given")
 		fmt.Fprint(stderr, " back\n1 being given back\n")
 		<-heard

@@ -3,7 +3,6 @@
 package fleettest
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,8 +33,8 @@ func init() { klog.SetSlogLogger(slog.New(slog.DiscardHandler)) }
 // Namespace is that of the pods.
 const Namespace = "leasehold"
 
-// Command runs in a pod and returns its exit code. ctx ends with the test.
-type Command func(ctx context.Context, args []string, stdout, stderr io.Writer) int
+// Command runs in a pod and returns its exit code. The test waits for it at its end.
+type Command func(args []string, stdout, stderr io.Writer) int
 
 // Server is such an API server. Its fields may be set, and nodes added, before its first request.
 type Server struct {
@@ -80,7 +79,7 @@ func New(t *testing.T) *Server {
 			t.Errorf("a command is to run that is not the provider's: %v", query)
 		}
 		run := func(stdout, stderr io.Writer) int {
-			return s.commands[r.PathValue("pod")](t.Context(), query["command"][1:], stdout, stderr)
+			return s.commands[r.PathValue("pod")](query["command"][1:], stdout, stderr)
 		}
 		if wsstream.IsWebSocketRequest(r) {
 			overWebSocket(w, r, run)
