@@ -18,13 +18,14 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/apimachinery/pkg/util/httpstream/spdy"
 	"k8s.io/apimachinery/pkg/util/httpstream/wsstream"
 	"k8s.io/apimachinery/pkg/util/remotecommand"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
+	"sigs.k8s.io/yaml"
 )
 
 // What the libraries log is of connections that tests have ended.
@@ -44,30 +45,43 @@ type Server struct {
 	Refuse func(w http.ResponseWriter, r *http.Request) bool
 
 	url      string
+	set      appsv1.DaemonSet
 	pods     []*corev1.Pod
 	commands map[string]Command
 }
+
+// manifest is that of the provider's DaemonSet, seen from where the tests are that use this package: its pods are as it says.
+const manifest = "../../manifests/base/daemonset.yaml"
 
 // New returns a Server that ends with the test.
 func New(t *testing.T) *Server {
 	t.Helper()
 	s := &Server{commands: map[string]Command{}}
+	text, err := os.ReadFile(manifest)
+	if err == nil {
+		err = yaml.Unmarshal(text, &s.set)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.set.UID = "uid-of-the-set"
 	var running sync.WaitGroup
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /api/v1/namespaces/"+Namespace+"/pods", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /api/v1/namespaces/"+Namespace+"/pods", func(w http.ResponseWriter, r *http.Request) {
 		list := corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}}
 		for _, pod := range s.pods {
-			list.Items = append(list.Items, *pod)
+			if selected(r, pod.Labels) {
+				list.Items = append(list.Items, *pod)
+			}
 		}
 		answer(w, http.StatusOK, list)
 	})
-	mux.HandleFunc("GET /apis/apps/v1/namespaces/"+Namespace+"/daemonsets", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /apis/apps/v1/namespaces/"+Namespace+"/daemonsets", func(w http.ResponseWriter, r *http.Request) {
 		list := appsv1.DaemonSetList{TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "DaemonSetList"}}
-		if len(s.pods)+s.Wanted > 0 {
-			list.Items = []appsv1.DaemonSet{{
-				ObjectMeta: metav1.ObjectMeta{Name: "leasehold", UID: set},
-				Status:     appsv1.DaemonSetStatus{DesiredNumberScheduled: int32(max(s.Wanted, len(s.pods)))},
-			}}
+		if wanted := max(s.Wanted, len(s.pods)); wanted > 0 && selected(r, s.set.Labels) {
+			set := s.set
+			set.Status.DesiredNumberScheduled = int32(wanted)
+			list.Items = []appsv1.DaemonSet{set}
 		}
 		answer(w, http.StatusOK, list)
 	})
@@ -75,7 +89,7 @@ func New(t *testing.T) *Server {
 		running.Add(1)
 		defer running.Done()
 		query := r.URL.Query()
-		if query.Get("container") != "leasehold" || query["command"][0] != "/leasehold" {
+		if query.Get("container") != s.set.Spec.Template.Spec.Containers[0].Name || query["command"][0] != "/leasehold" {
 			t.Errorf("a command is to run that is not the provider's: %v", query)
 		}
 		run := func(stdout, stderr io.Writer) int {
@@ -100,21 +114,23 @@ func New(t *testing.T) *Server {
 	return s
 }
 
-// set is the UID of the DaemonSet.
-const set types.UID = "uid-set"
+// selected tells whether a list of what has these labels is asked for.
+func selected(r *http.Request, has map[string]string) bool {
+	selector, err := labels.Parse(r.URL.Query().Get("labelSelector"))
+	return err == nil && selector.Matches(labels.Set(has))
+}
 
 // Add adds a node with a pod that runs, in which command answers. The pod may be changed before the first request.
 func (s *Server) Add(node string, command Command) *corev1.Pod {
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: Namespace, Name: "pod-of-" + node,
-			OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "DaemonSet", Name: "leasehold", UID: set, Controller: new(true)}},
+	template := s.set.Spec.Template.DeepCopy()
+	pod := &corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec, Status: corev1.PodStatus{
+		Phase: corev1.PodRunning,
+		ContainerStatuses: []corev1.ContainerStatus{
+			{Name: template.Spec.Containers[0].Name, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}},
 		},
-		Spec: corev1.PodSpec{NodeName: node},
-		Status: corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{
-			{Name: "leasehold", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}},
-		}},
-	}
+	}}
+	pod.Namespace, pod.Name, pod.Spec.NodeName = Namespace, "pod-of-"+node, node
+	pod.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(&s.set, appsv1.SchemeGroupVersion.WithKind("DaemonSet"))}
 	s.pods = append(s.pods, pod)
 	s.commands[pod.Name] = command
 	return pod
