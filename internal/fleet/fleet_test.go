@@ -67,11 +67,16 @@ func TestSixteenAtOnce(t *testing.T) {
 			return says(node)(args, stdout, stderr)
 		})
 	}
+	over := make(chan struct{})
 	var holding sync.WaitGroup
 	holding.Go(func() {
 		defer close(mayEnd)
 		for range atOnce {
-			<-begun
+			select {
+			case <-begun:
+			case <-over:
+				return // the answers tell
+			}
 		}
 		for range 300 {
 			resp, err := http.Get(s.Config().Host + "/none")
@@ -86,6 +91,7 @@ func TestSixteenAtOnce(t *testing.T) {
 		}
 	})
 	answers := run(t, s, fleet.Command{Args: []string{"leases", "-o", "json"}})
+	close(over)
 	holding.Wait()
 	if len(answers) != nodes {
 		t.Fatalf("%d answers", len(answers))
