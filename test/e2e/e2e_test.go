@@ -58,7 +58,9 @@ func TestEndToEnd(t *testing.T) {
 		together = append(together,
 			scenario{"classes that people have", s.conformance},
 			scenario{"manifests that the API server accepts", s.acceptsManifests},
+			scenario{"a node that the existing provider leaves", s.existingLeaves},
 		)
+		alone = append(alone, scenario{"a node that is migrated", s.migrates}) // the provider's sockets are its process's arguments
 	} else {
 		together = append(together, scenario{"an eviction", s.evicted})
 		alone = append(alone,

@@ -66,6 +66,13 @@ func TestOverlays(t *testing.T) {
 			"+ container.imagePullPolicy: Never",
 			"- container.imagePullPolicy: IfNotPresent",
 		},
+		"handover": {
+			"+ DaemonSet.spec.updateStrategy.type: OnDelete",
+			"+ container.args[]: --endpoint=/provider/leasehold.sock",
+			"- DaemonSet.spec.updateStrategy.rollingUpdate.maxSurge: 0",
+			"- DaemonSet.spec.updateStrategy.rollingUpdate.maxUnavailable: 1",
+			"- DaemonSet.spec.updateStrategy.type: RollingUpdate",
+		},
 		"migration": {
 			"+ container.args[]: --endpoint=/provider/leasehold.sock",
 			"- container.args[]: --endpoint=/provider/vault.sock",
