@@ -137,7 +137,7 @@ func calls(t *testing.T, programs, page, script string) [][]string {
 		t.Errorf("%s: nothing is called by\n%s", page, script)
 	}
 	var all [][]string
-	for _, call := range bytes.Split(bytes.TrimSuffix(text, []byte("\x01\x00")), []byte("\x01\x00")) {
+	for call := range bytes.SplitSeq(bytes.TrimSuffix(text, []byte("\x01\x00")), []byte("\x01\x00")) {
 		all = append(all, strings.Split(strings.TrimSuffix(string(call), "\x00"), "\x00"))
 	}
 	return all
