@@ -14,6 +14,8 @@ LIVES ?=
 CRASH ?=
 # Flags of `make bench`: -short, -record, -rows REGEXP; see `bin/bench -h`.
 BENCH ?=
+# Flags of `make demo`: --keep, --no-kubelet; see `bin/demo -h`.
+DEMO ?=
 # How many of the planted bugs `make planted` tries, beginning with another one every day; empty for all.
 BUGS ?=
 
@@ -61,9 +63,8 @@ $(LINTER):
 	@go build -C $(LINT_MODULE) -trimpath -o $@.$$$$ github.com/golangci/golangci-lint/v2/cmd/golangci-lint && mv $@.$$$$ $@
 
 .PHONY: demo
-demo: ## Show the whole story on real parts: mount, use, republish, pod gone, credentials gone
-	@go build -o bin/demo ./test/demo
-	@bin/demo
+demo: ## Show the whole story on real parts: mount, use, republish, pod gone, credentials gone; needs Go, PostgreSQL shows more
+	@begun=$$(date +%s); echo 'building bin/demo'; go build -o bin/demo ./test/demo; bin/demo --begun=$$begun $(DEMO)
 
 .PHONY: e2e-fast
 e2e-fast: ## End-to-end tests on the light bed: real API server, Vault and PostgreSQL, no kubelet, no root

@@ -64,11 +64,14 @@ type Options struct {
 	// Provider is the path of a static `leasehold` binary; empty makes a bed without a provider, in which the
 	// driver finds the folder for its socket, empty.
 	Provider string
+	// NoDatabase leaves PostgreSQL out, and Vault's database engine with it. The light form then needs nothing but Go.
+	NoDatabase bool
 }
 
 // Bed is a running test bed. Its methods are safe for concurrent use.
 type Bed struct {
 	root     string // the project's top folder
+	database bool
 	progress *progress
 	config   *rest.Config
 	client   kubernetes.Interface
@@ -86,8 +89,10 @@ func DefaultDir(form Form) string {
 // every part is ready; when it fails, the parts that did start are left for their logs to be read, until [Bed.Down] or
 // the next Up. A machine that cannot run this form gives a [MissingError].
 func Up(ctx context.Context, options Options) (*Bed, error) {
-	if err := CanRun(options.Form); err != nil {
-		return nil, err
+	if !options.NoDatabase {
+		if err := CanRun(options.Form); err != nil {
+			return nil, err
+		}
 	}
 	b, err := create(options)
 	if err != nil {
@@ -151,7 +156,7 @@ func create(options Options) (*Bed, error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, fmt.Errorf("finding the bed's folder: %w", err)
 	}
-	b := &Bed{root: root, progress: newProgress(options.Log)}
+	b := &Bed{root: root, database: !options.NoDatabase, progress: newProgress(options.Log)}
 	b.state = &State{Form: options.Form, Dir: dir, Programs: map[string]string{}, Processes: map[string]*process{}}
 	b.state.Kubeconfig = b.path("kubeconfig")
 	b.state.Logs = b.path("logs")
@@ -214,7 +219,7 @@ func (b *Bed) buildTools(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	modules := []tool.Module{tool.Kubernetes, tool.Vault, tool.Driver}
+	modules := []tool.Module{tool.Etcd, tool.Kubernetes, tool.Vault, tool.Driver}
 	if b.state.Form != Light {
 		modules = append(modules, tool.App, tool.Image)
 	}

@@ -43,8 +43,10 @@ func (b *Bed) upLight(ctx context.Context) error {
 
 // upServers starts what both forms have alike.
 func (b *Bed) upServers(ctx context.Context, at address) error {
-	if err := b.startPostgres(ctx); err != nil {
-		return err
+	if b.database {
+		if err := b.startPostgres(ctx); err != nil {
+			return err
+		}
 	}
 	if err := b.startVault(ctx); err != nil {
 		return err

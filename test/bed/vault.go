@@ -199,7 +199,7 @@ func (b *Bed) setUpVault(ctx context.Context) error {
 				return "", fmt.Errorf("setting up Vault: %w", err)
 			}
 		}
-		return "kubernetes auth, kv1, secret, database, pki", nil
+		return "auth methods and engines", nil
 	})
 }
 

@@ -14,7 +14,7 @@ const (
 // vaultFacts is what Vault's set-up needs to know about the other parts of the bed.
 type vaultFacts struct {
 	apiServer, ca, reviewer string
-	postgres                PostgresState
+	postgres                PostgresState // empty in a bed without a database
 	auditLog                string
 	pluginSums              map[string]string
 }
@@ -43,8 +43,7 @@ const createRole = `CREATE ROLE "{{name}}" WITH LOGIN PASSWORD '{{password}}' VA
 // service account, may read nothing). Database roles: `my-app` (1 h, at most 24 h) and `short` (20 s, at most 10 min).
 func vaultWrites(facts vaultFacts) []vaultWrite {
 	type data = map[string]any
-	postgres := net.JoinHostPort(facts.postgres.Host, strconv.Itoa(facts.postgres.Port))
-	return []vaultWrite{
+	writes := []vaultWrite{
 		// Accessors in clear text, so that the tests can look up the logins that they find there.
 		{"sys/audit/file", data{"type": "file", "options": data{"file_path": facts.auditLog, "hmac_accessor": "false"}}},
 
@@ -75,21 +74,26 @@ func vaultWrites(facts vaultFacts) []vaultWrite {
 		{"sys/mounts/secret", data{"type": "kv", "options": data{"version": "2"}}},
 		{"secret/data/my-app", data{"data": data{"username": "kv2-user", "password": "kv2-password"}}},
 
-		{"sys/mounts/database", data{"type": "database"}},
-		{"database/config/postgres", data{
-			"plugin_name": postgresPlugin, "allowed_roles": "*",
-			"connection_url": fmt.Sprintf("postgresql://{{username}}:{{password}}@%s/%s?sslmode=disable", postgres, facts.postgres.Database),
-			"username":       facts.postgres.User, "password": facts.postgres.Password,
-		}},
-		{"database/roles/my-app", data{
-			"db_name": "postgres", "creation_statements": createRole, "default_ttl": "1h", "max_ttl": "24h",
-		}},
-		{"database/roles/short", data{
-			"db_name": "postgres", "creation_statements": createRole, "default_ttl": "20s", "max_ttl": "10m",
-		}},
-
 		{"sys/mounts/pki", data{"type": "pki", "config": data{"max_lease_ttl": "8760h"}}},
 		{"pki/root/generate/internal", data{"common_name": "leasehold test bed", "ttl": "8760h", "key_type": "ec"}},
 		{"pki/roles/my-app", data{"allow_any_name": true, "key_type": "ec", "key_bits": 256, "ttl": "1h", "max_ttl": "24h"}},
 	}
+	if facts.postgres.Host == "" {
+		return writes
+	}
+	postgres := net.JoinHostPort(facts.postgres.Host, strconv.Itoa(facts.postgres.Port))
+	return append(writes,
+		vaultWrite{"sys/mounts/database", data{"type": "database"}},
+		vaultWrite{"database/config/postgres", data{
+			"plugin_name": postgresPlugin, "allowed_roles": "*",
+			"connection_url": fmt.Sprintf("postgresql://{{username}}:{{password}}@%s/%s?sslmode=disable", postgres, facts.postgres.Database),
+			"username":       facts.postgres.User, "password": facts.postgres.Password,
+		}},
+		vaultWrite{"database/roles/my-app", data{
+			"db_name": "postgres", "creation_statements": createRole, "default_ttl": "1h", "max_ttl": "24h",
+		}},
+		vaultWrite{"database/roles/short", data{
+			"db_name": "postgres", "creation_statements": createRole, "default_ttl": "20s", "max_ttl": "10m",
+		}},
+	)
 }

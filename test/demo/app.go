@@ -155,12 +155,12 @@ func (a *app) made() (requests, error) {
 	if err != nil {
 		return requests{}, err
 	}
-	return countRequests(entries), nil
+	return countRequests(entries, a.s.example.secret), nil
 }
 
 // things are what is there because of the app, in the order in which it may go.
 func (a *app) things() []thing {
-	return []thing{
+	things := []thing{
 		{containerStopped, "pod status", a.containerRuns},
 		{volumeUnmounted, "kubelet's folder", func(context.Context) (bool, error) {
 			_, err := os.Lstat(filepath.Join(a.volumeDir(), "mount"))
@@ -169,19 +169,24 @@ func (a *app) things() []thing {
 			}
 			return true, err
 		}},
-		{leaseGone, "Vault: sys/leases/lookup", func(ctx context.Context) (bool, error) {
-			leases, err := a.s.bed.VaultLeases(ctx, credsPath)
-			return len(leases) > 0, err
-		}},
 		{tokenGone, "Vault: auth/token/accessors", func(ctx context.Context) (bool, error) {
 			tokens, err := a.s.bed.LoginTokens(ctx)
 			return len(tokens) > 0, err
 		}},
-		{roleGone, "PostgreSQL: pg_roles", func(ctx context.Context) (bool, error) {
+	}
+	if a.s.bare {
+		return things
+	}
+	return append(things,
+		thing{leaseGone, "Vault: sys/leases/lookup", func(ctx context.Context) (bool, error) {
+			leases, err := a.s.bed.VaultLeases(ctx, credsPath)
+			return len(leases) > 0, err
+		}},
+		thing{roleGone, "PostgreSQL: pg_roles", func(ctx context.Context) (bool, error) {
 			roles, err := a.s.bed.DatabaseRoles(ctx)
 			return len(roles) > 0, err
 		}},
-	}
+	)
 }
 
 func (a *app) containerRuns(ctx context.Context) (bool, error) {

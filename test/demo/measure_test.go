@@ -115,8 +115,8 @@ leasehold_calls_total{code="OK",method="/v1alpha1.CSIDriverProvider/Version"} 5
 
 func TestCountRequests(t *testing.T) {
 	got := countRequests([]bed.AuditEntry{
-		{Path: "auth/kubernetes/login"}, {Path: credsPath}, {Path: "sys/leases/renew"}, {Path: credsPath},
-	})
+		{Path: "auth/kubernetes/login"}, {Path: credsPath}, {Path: "sys/leases/renew"}, {Path: credsPath}, {Path: keyPath},
+	}, credsPath)
 	if got != (requests{logins: 1, reads: 2}) {
 		t.Errorf("got %+v", got)
 	}

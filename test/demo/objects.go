@@ -21,10 +21,11 @@ const (
 	namespace   = "demo"
 	examplePath = "docs/examples/vault-db-creds.yaml"
 
-	// What the example mounts, and where.
+	// What the example mounts, and where from. keyPath has the same keys, in the bed's Vault and without a database.
 	userFile     = "db_user"
 	passwordFile = "db_pass"
 	credsPath    = "database/creds/my-app"
+	keyPath      = "secret/data/my-app"
 
 	// jobWorks is how long the job's container runs.
 	jobWorks = 10 * time.Second
@@ -41,17 +42,25 @@ type example struct {
 	// classText is the class as it stands in the file.
 	classText string
 	pod       *corev1.Pod
+	// secret is what the class reads.
+	secret string
 }
 
-func readExample(path string) (*example, error) {
+// readExample reads the example; of a bare bed's the class reads a key-value secret.
+func readExample(path string, bare bool) (*example, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading the example (run this in the top folder of the checkout): %w", err)
 	}
-	e, err := parseExample(string(content))
+	text, secret := string(content), credsPath
+	if bare {
+		text, secret = strings.ReplaceAll(text, credsPath, keyPath), keyPath
+	}
+	e, err := parseExample(text)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
+	e.secret = secret
 	return e, nil
 }
 

@@ -38,26 +38,28 @@ func (s *story) versions(ctx context.Context) ([][]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	postgres, postgresErr := versionOf(ctx, state.Processes["postgres"].Args[0], "--version")
 	etcd, etcdErr := versionOf(ctx, state.Processes["etcd"].Args[0], "--version")
 	provider, providerErr := versionOf(ctx, binary, "version")
-	if err := errors.Join(postgresErr, etcdErr, providerErr); err != nil {
+	if err := errors.Join(etcdErr, providerErr); err != nil {
 		return nil, err
 	}
 	rows := [][]string{
 		{"Kubernetes", kubernetes.GitVersion, "API server, controller-manager, scheduler; etcd " + etcd},
 		{"node", "-", "a stand-in for kubelet, which runs no containers"},
 		{"CSI driver", driver, "Secrets Store CSI driver: its node server, inside the stand-in"},
-		{"Vault", "v" + vault.Version, "kubernetes auth, database engine; storage on disk, audit log on"},
-		{"PostgreSQL", postgres, "the database that the app logs in to"},
+		{"Vault", "v" + vault.Version, "kubernetes auth; storage on disk, audit log on"},
 		{"Leasehold", provider, "built from this checkout; may do what manifests/ allows it"},
 	}
 	if s.form == bed.Full {
 		rows[1] = []string{"node", node.Status.NodeInfo.KubeletVersion, "kubelet, " + node.Status.NodeInfo.ContainerRuntimeVersion}
 		rows[2][2] = "Secrets Store CSI driver, from its own DaemonSet"
-		rows[5][2] = "built from this checkout; from manifests/"
+		rows[4][2] = "built from this checkout; from manifests/"
 	}
-	return rows, nil
+	if s.bare {
+		return rows, nil
+	}
+	postgres, err := versionOf(ctx, state.Processes["postgres"].Args[0], "--version")
+	return append(rows, []string{"PostgreSQL", postgres, "the database that the app logs in to"}), err
 }
 
 // versionOf asks a program.

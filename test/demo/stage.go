@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/leasehold-csi/leasehold/test/bed"
 	"github.com/leasehold-csi/leasehold/test/bed/tool"
@@ -23,15 +24,17 @@ type choice struct {
 	why string
 	// install is the command that would make the full form run; empty when it runs, or when no package is missing.
 	install string
+	// bare says that there is no PostgreSQL: the app mounts a key-value secret.
+	bare bool
 }
 
 // choose takes the full form of the bed where it can run.
 func choose(noKubelet bool) (choice, error) {
-	light := bed.CanRunLight()
+	full := bed.CanRunFull()
 	if noKubelet {
-		return choice{form: bed.Light, why: "--no-kubelet asks for it."}, light
+		full = &bed.MissingError{Form: bed.Full, Reason: "--no-kubelet asks for the light one"}
 	}
-	return chooseFrom(bed.CanRunFull(), light)
+	return chooseFrom(full, bed.CanRunLight())
 }
 
 // chooseFrom decides by what each form answered to whether it can run.
@@ -39,18 +42,19 @@ func chooseFrom(full, light error) (choice, error) {
 	if full == nil {
 		return choice{form: bed.Full, why: "this is root, and all that it needs is here."}, nil
 	}
-	var missing *bed.MissingError
-	if !errors.As(full, &missing) {
+	var noFull, noLight *bed.MissingError
+	if !errors.As(full, &noFull) {
 		return choice{}, full
 	}
-	if light != nil {
-		if len(missing.Packages) > 0 {
-			return choice{}, full // its packages include those of the light form
+	c := choice{form: bed.Light, why: "the full one cannot run here: " + strings.TrimSuffix(noFull.Reason, ".") + ".", install: installLine(noFull)}
+	if errors.As(light, &noLight) {
+		c.bare = true
+		if c.install == "" {
+			c.install = installLine(noLight)
 		}
-		return choice{}, light
+		return c, nil
 	}
-	why := "the full one cannot run here: " + strings.TrimSuffix(missing.Reason, ".") + "."
-	return choice{form: bed.Light, why: why, install: installLine(missing)}, nil
+	return c, light
 }
 
 // installLine is empty when no package would help.
@@ -67,14 +71,21 @@ func dir(form bed.Form) string {
 }
 
 func (s *story) raise(ctx context.Context) error {
-	s.wait("building " + binary)
+	s.line("  … building " + binary)
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "./cmd/leasehold")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building leasehold: %w\n%s", err, output)
 	}
+	options := bed.Options{Form: s.form, Dir: dir(s.form), Log: s.printer, Provider: binary, NoDatabase: s.bare}
+	if err := bed.Build(ctx, options); err != nil {
+		return err
+	}
+	s.times.Build = time.Since(s.begun)
+	started := time.Now()
 	var err error
-	s.bed, err = bed.Up(ctx, bed.Options{Form: s.form, Dir: dir(s.form), Log: s.printer, Provider: binary})
+	s.bed, err = bed.Up(ctx, options)
+	s.times.Start = time.Since(started)
 	return err
 }
 

@@ -13,24 +13,29 @@ import (
 func TestChooseFrom(t *testing.T) {
 	noRoot := &bed.MissingError{Form: bed.Full, Reason: "it needs root, for containers and mounts"}
 	noRunc := &bed.MissingError{Form: bed.Full, Reason: "missing: runc.", Packages: []string{"runc"}}
-	noEtcd := &bed.MissingError{Form: bed.Light, Reason: "missing: etcd.", Packages: []string{"etcd-server"}}
+	noPostgres := &bed.MissingError{Form: bed.Light, Reason: "missing: postgres.", Packages: []string{"postgresql"}}
+	fault := errors.New("the disk is full")
 	for _, c := range []struct {
 		name        string
 		full, light error
 		form        bed.Form
 		why         string
 		install     string
+		bare        bool
 		err         error
 	}{
 		{name: "both can run", form: bed.Full, why: "root"},
 		{name: "no root", full: noRoot, form: bed.Light, why: "it needs root"},
 		{name: "a package is missing", full: noRunc, form: bed.Light, why: "missing: runc.", install: "apt-get install -y runc"},
-		{name: "neither can run: the full form's packages hold the light one's", full: noRunc, light: noEtcd, err: noRunc},
-		{name: "neither can run, and no package makes a root", full: noRoot, light: noEtcd, err: noEtcd},
+		{name: "no PostgreSQL: the full form's packages hold the light one's", full: noRunc, light: noPostgres, form: bed.Light,
+			why: "missing: runc.", install: "apt-get install -y runc", bare: true},
+		{name: "no PostgreSQL, and no package makes a root", full: noRoot, light: noPostgres, form: bed.Light,
+			why: "it needs root", install: "apt-get install -y postgresql", bare: true},
+		{name: "nobody can tell", full: noRoot, light: fault, form: bed.Light, why: "it needs root", err: fault},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := chooseFrom(c.full, c.light)
-			if got.form != c.form || !strings.Contains(got.why, c.why) || got.install != c.install || !errors.Is(err, c.err) {
+			if got.form != c.form || !strings.Contains(got.why, c.why) || got.install != c.install || got.bare != c.bare || !errors.Is(err, c.err) {
 				t.Errorf("got %+v, %v", got, err)
 			}
 		})
@@ -38,7 +43,7 @@ func TestChooseFrom(t *testing.T) {
 }
 
 func TestExampleOfTheDocumentation(t *testing.T) {
-	e, err := readExample(filepath.Join("..", "..", examplePath))
+	e, err := readExample(filepath.Join("..", "..", examplePath), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,6 +68,16 @@ func TestExampleOfTheDocumentation(t *testing.T) {
 	}
 	if len(pod.Spec.Containers[0].Args) != len(want) || e.pod.Spec.Containers[0].Image == "bed-app:dev" {
 		t.Error("making one object changes another")
+	}
+}
+
+func TestExampleWithoutADatabase(t *testing.T) {
+	e, err := readExample(filepath.Join("..", "..", examplePath), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(e.classText, "database/") || strings.Count(e.classText, `secretPath: "`+e.secret+`"`) != 2 {
+		t.Errorf("the class as printed: %s", e.classText)
 	}
 }
 

@@ -29,22 +29,29 @@ type story struct {
 
 	app     *app
 	results []result
+
+	begun     time.Time // of the command that all this is
+	times     times
+	timesFile string // empty for nowhere
 }
 
 // result is one line of the summary.
 type result struct {
-	name           string
-	running        time.Duration
-	logins, leases int
-	ends           map[string]time.Duration
+	name          string
+	running       time.Duration
+	logins, reads int
+	ends          map[string]time.Duration
 }
 
 func (s *story) tell(ctx context.Context) error {
 	start := time.Now()
 	s.title("Leasehold: a Vault provider for the Secrets Store CSI driver that gives every lease back")
-	s.say("An app mounts database credentials from Vault, logs in with them and ends. Seconds later its lease, its Vault " +
-		"token and its database user are gone. Everything below is real and looked up where the truth is: in Vault, in " +
-		"PostgreSQL, in Vault's audit log and on the node's disk.")
+	what, where := "An app mounts database credentials from Vault, logs in with them and ends. Seconds later its lease, its Vault "+
+		"token and its database user are gone.", "in Vault, in PostgreSQL,"
+	if s.bare {
+		what, where = "An app mounts a secret from Vault and ends. Seconds later the Vault token that was made for it is gone.", "in Vault,"
+	}
+	s.say(what + " Everything below is real and looked up where the truth is: " + where + " in Vault's audit log and on the node's disk.")
 	chapters := []struct {
 		title string
 		tell  func(context.Context) error
@@ -69,12 +76,16 @@ func (s *story) tell(ctx context.Context) error {
 
 func (s *story) parts(ctx context.Context) error {
 	s.say(fmt.Sprintf("The %s form of the test bed, because %s", s.form, s.why))
+	if s.bare {
+		s.say("There is no PostgreSQL either, so the secret is a key-value one. With it the story is of credentials of a database, which Vault " +
+			"leases: they are renewed, and revoked at the pod's end.")
+	}
 	if s.install != "" {
-		s.say("To have the full one:")
+		s.say("To have more:")
 		s.line("    " + s.install)
 		s.gap()
 	}
-	s.say("What has to be built is built once, which takes minutes the first time.")
+	s.say("What has to be built is built once, which takes about a quarter of an hour on two processors.")
 	if err := s.raise(ctx); err != nil {
 		return err
 	}
@@ -91,8 +102,12 @@ func (s *story) class(ctx context.Context) error {
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}
-	s.say("From " + examplePath + ", as applied. Both files come from one read of " + credsPath + ", for which Vault makes a " +
-		"database user that lives for an hour, whether or not anybody needs it that long:")
+	from := "From " + examplePath + ", as applied. Both files come from one read of " + s.example.secret
+	if s.bare {
+		s.say(from + ", which stands there for " + credsPath + ":")
+	} else {
+		s.say(from + ", for which Vault makes a database user that lives for an hour, whether or not anybody needs it that long:")
+	}
 	s.block(s.example.classText)
 	return nil
 }
@@ -137,6 +152,9 @@ func (s *story) starts(ctx context.Context) error {
 	if err := s.showFiles(); err != nil {
 		return err
 	}
+	if err := s.showTimes(); err != nil {
+		return err
+	}
 	if err := s.showHoldings(ctx, a); err != nil {
 		return err
 	}
@@ -162,15 +180,22 @@ func (s *story) showFiles() error {
 
 // showHoldings checks that there is just what one app needs, and that the app can use it.
 func (s *story) showHoldings(ctx context.Context, a *app) error {
+	held, err := s.holdings(ctx)
+	if err != nil {
+		return err
+	}
+	if s.bare {
+		if held.tokens != 1 || held.leases != 0 {
+			return fmt.Errorf("there should be one token and no lease; there are %s, %s", count(held.tokens, "token"), count(held.leases, "lease"))
+		}
+		s.done("Vault holds", "1 token")
+		return nil
+	}
 	logIn, err := a.logIn(ctx)
 	if err != nil {
 		return err
 	}
 	s.done("logs in to PostgreSQL", logIn)
-	held, err := s.holdings(ctx)
-	if err != nil {
-		return err
-	}
 	if err := held.onlyOf(a.files[userFile]); err != nil {
 		return err
 	}
@@ -194,7 +219,7 @@ func (s *story) showLeases(ctx context.Context) error {
 
 func (s *story) republished(ctx context.Context) error {
 	s.say("Rotation is on, so kubelet asks for mounted volumes again and again: here every 10 to 15 seconds, elsewhere every " +
-		"minute or so. A provider that forgets what it mounted would make a new database user each time.")
+		"minute or so. A provider that forgets what it mounted would read anew each time, and have Vault make another database user.")
 	before, err := s.mountsAnswered(ctx)
 	if err != nil {
 		return err
@@ -225,7 +250,7 @@ func (s *story) republished(ctx context.Context) error {
 		return fmt.Errorf("vault's audit log has %s and %s since the pod was made, and should have one of each",
 			count(made.logins, "login"), count(made.reads, "read"))
 	}
-	s.done("Vault's audit log", fmt.Sprintf("still %s and %s of credentials", count(made.logins, "login"), count(made.reads, "read")))
+	s.done("Vault's audit log", fmt.Sprintf("still %s and %s of the secret", count(made.logins, "login"), count(made.reads, "read")))
 	return s.showHoldings(ctx, s.app)
 }
 
@@ -317,7 +342,7 @@ func (s *story) watchEnd(ctx context.Context, name string, a *app) error {
 	if err := notBefore(volume, credentials); err != nil {
 		return err
 	}
-	r := result{name: name, running: a.running, logins: made.logins, leases: made.reads, ends: map[string]time.Duration{}}
+	r := result{name: name, running: a.running, logins: made.logins, reads: made.reads, ends: map[string]time.Duration{}}
 	slices.SortStableFunc(ends, func(x, y end) int { return x.gone.Compare(y.gone) })
 	for _, e := range ends {
 		r.ends[e.what] = e.gone.Sub(volume.gone)
@@ -332,24 +357,32 @@ func (s *story) watchEnd(ctx context.Context, name string, a *app) error {
 }
 
 func (s *story) summary(total time.Duration) {
-	heading := []string{"", "running after", "logins", "leases", "unmount to " + leaseGone, tokenGone, roleGone}
+	heading := []string{"", "running after", "logins", "reads", "unmount to " + tokenGone}
+	if !s.bare {
+		heading = append(heading, leaseGone, roleGone)
+	}
 	var rows [][]string
 	for _, r := range s.results {
-		rows = append(rows, []string{
-			r.name, seconds(r.running), fmt.Sprint(r.logins), fmt.Sprint(r.leases),
-			exactSeconds(r.ends[leaseGone]), exactSeconds(r.ends[tokenGone]), exactSeconds(r.ends[roleGone]),
-		})
+		row := []string{r.name, seconds(r.running), fmt.Sprint(r.logins), fmt.Sprint(r.reads), exactSeconds(r.ends[tokenGone])}
+		if !s.bare {
+			row = append(row, exactSeconds(r.ends[leaseGone]), exactSeconds(r.ends[roleGone]))
+		}
+		rows = append(rows, row)
 	}
 	s.table(heading, rows)
-	s.say(fmt.Sprintf("Everything above was checked, in %.0f s. Vault holds no token and no lease of these pods, and PostgreSQL "+
-		"no user. Without Leasehold each of these users would have lived on for the rest of its hour, and each republish "+
-		"would have made another.", total.Seconds()))
+	checked := fmt.Sprintf("Everything above was checked, in %.0f s. Vault holds no token", total.Seconds())
+	if s.bare {
+		s.say(checked + " of these pods.")
+	} else {
+		s.say(checked + " and no lease of these pods, and PostgreSQL no user. Without Leasehold each of these users would have lived on for " +
+			"the rest of its hour, and each republish would have made another.")
+	}
 	s.say("What to try next:")
 	s.table(nil, [][]string{
 		{"make test", "every package by itself, with a fake Vault that behaves as the real one"},
 		{"make e2e-fast", "the scenarios on the light test bed: restarts, force deletes, bad input"},
 		{"make e2e", "the same on the full one"},
-		{"go run ./test/demo --keep", "this story again, and the test bed stays up to look around"},
+		{"make demo DEMO=--keep", "this story again, and the test bed stays up to look around"},
 	})
 	s.say("To read on: README.md, docs/architecture.md, docs/testing.md.")
 }

@@ -34,12 +34,13 @@ func countAttempts(log string) (tries attempts) {
 // requests counts what was asked of Vault.
 type requests struct{ logins, reads int }
 
-func countRequests(entries []bed.AuditEntry) (n requests) {
+// countRequests counts logins, and reads of the secret.
+func countRequests(entries []bed.AuditEntry, secret string) (n requests) {
 	for _, entry := range entries {
 		switch entry.Path {
 		case "auth/kubernetes/login":
 			n.logins++
-		case credsPath:
+		case secret:
 			n.reads++
 		}
 	}
@@ -57,12 +58,14 @@ func (s *story) holdings(ctx context.Context) (h holdings, err error) {
 	if err != nil {
 		return h, err
 	}
-	leases, err := s.bed.VaultLeases(ctx, credsPath)
+	leases, err := s.bed.VaultLeases(ctx, s.example.secret)
 	if err != nil {
 		return h, err
 	}
 	h.tokens, h.leases = len(tokens), len(leases)
-	h.roles, err = s.bed.DatabaseRoles(ctx)
+	if !s.bare {
+		h.roles, err = s.bed.DatabaseRoles(ctx)
+	}
 	return h, err
 }
 
