@@ -33,7 +33,7 @@ func names(pattern, text string) []string {
 
 // The reference has a section for each command, with a row for each of its flags and for no other.
 func TestReferenceListsTheFlags(t *testing.T) {
-	for _, name := range []string{"serve", "leases", "revoke", "drain", "validate", "version"} {
+	for _, name := range []string{"serve", "leases", "explain", "revoke", "drain", "validate", "version"} {
 		_, section, _ := strings.Cut(read(t, "docs/reference.md"), "\n## leasehold "+name+"\n")
 		section, _, _ = strings.Cut(section, "\n## ")
 		usage, _ := command(t, name, "-h").CombinedOutput()

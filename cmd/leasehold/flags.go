@@ -246,15 +246,20 @@ func allowFlags(flags *flag.FlagSet, rules *spec.Rules) {
 // parse parses flags and refuses what is none.
 func parse(flags *flag.FlagSet, args []string) error {
 	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err
-		}
-		return fmt.Errorf("%w: %w", errUsage, err)
+		return usageError(err)
 	}
 	if flags.NArg() > 0 {
 		return fmt.Errorf("%w: unexpected argument %q", errUsage, flags.Arg(0))
 	}
 	return nil
+}
+
+// usageError is what was wrong with the flags; a wish for help is no error.
+func usageError(err error) error {
+	if errors.Is(err, flag.ErrHelp) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errUsage, err)
 }
 
 // logger writes to stderr; an unknown level means info, as in the existing provider.

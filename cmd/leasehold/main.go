@@ -19,6 +19,7 @@ usage: leasehold [command] [flags]
 
   serve     answer the Secrets Store CSI driver on this node (the default)
   leases    list what this node holds, or every node
+  explain   tell what happened to a pod, and what to check next
   revoke    give back what a pod holds, although it may run
   drain     give back what this node holds, or every node, before the provider is removed
   validate  check SecretProviderClasses in files
@@ -61,6 +62,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return serve(ctx, rest, stdout, stderr)
 	case "leases":
 		return leases(ctx, rest, stdout, stderr)
+	case "explain":
+		return explain(ctx, rest, stdout, stderr)
 	case "revoke":
 		return revoke(ctx, rest, os.Stdin, stdout, stderr)
 	case "drain":

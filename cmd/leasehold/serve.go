@@ -157,7 +157,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		}
 	}})
 	judge := pods.New(pods.Config{Cluster: cluster, KubeletDir: o.kubeletDir, Now: bootTime, Log: log})
-	history := admin.NewHistory()
+	history := admin.NewHistory(ledger.Interrupted())
 	k, err := keeper.New(keeper.Config{
 		Store: ledger, Vaults: &vault.Pool{Answered: meters.vaultRequests.Answered}, Ended: judge.Ended, Event: meters.events.Count(cluster.Event), Changed: history.Add,
 		Now: bootTime, Log: log,

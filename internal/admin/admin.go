@@ -52,7 +52,9 @@ type Grant struct {
 	AuthMount      string `json:"authMount"`
 	Role           string `json:"role"`
 	// TokenSeconds is what is left of the token; absent when there is none.
-	TokenSeconds *int64  `json:"tokenSeconds,omitempty"`
+	TokenSeconds *int64 `json:"tokenSeconds,omitempty"`
+	// RenewSeconds is how long it is until the token or a lease is renewed, by plan; absent when nothing is.
+	RenewSeconds *int64  `json:"renewSeconds,omitempty"`
 	Leases       []Lease `json:"leases,omitempty"`
 	// Failures counts the tries to renew or revoke that failed since the last that did not.
 	Failures int `json:"failures,omitempty"`
@@ -71,6 +73,8 @@ type Lease struct {
 	Seconds int64 `json:"seconds"`
 	Of      int64 `json:"ofSeconds"`
 	Renewed int64 `json:"renewedSecondsAgo"`
+	// Fixed leases are lengthened by no renewal any more.
+	Fixed bool `json:"fixed,omitempty"`
 	// Superseded leases were replaced and run out by themselves.
 	Superseded bool `json:"superseded,omitempty"`
 }
@@ -127,12 +131,15 @@ func (p Provider) report(grants []grant.Grant) Report {
 			Vault: g.Server.Address, VaultNamespace: g.Namespace, AuthMount: g.Auth.Mount, Role: g.Auth.Role,
 			Cause: g.Cause, Problem: g.Problem, Failures: g.Failures, LeftToExpire: p.LeftToExpire(g),
 		}
+		if next := g.NextRenewal(now); next != 0 {
+			out.RenewSeconds = new(seconds(max(0, next.Sub(now))))
+		}
 		if !g.Token.IsZero() {
 			out.TokenSeconds = new(seconds(g.Login.Left(now)))
 		}
 		for _, l := range g.Leases {
 			out.Leases = append(out.Leases, Lease{
-				Path: l.Read.Path, Superseded: l.Superseded,
+				Path: l.Read.Path, Superseded: l.Superseded, Fixed: !l.Superseded && l.Term.TTL != 0 && !l.Term.Extends(),
 				Seconds: seconds(l.Term.Left(now)), Of: seconds(l.Term.TTL), Renewed: seconds(max(0, now.Sub(l.Term.From))),
 			})
 		}

@@ -29,8 +29,9 @@ const eventsVersion = 1
 type Timeline struct {
 	Version int    `json:"version"`
 	Node    string `json:"node"`
-	// Since is when the provider started: of what was before, only its store knows.
-	Since time.Time `json:"since"`
+	// Since is when the provider started: of what was before, only its store knows. Killed: the provider before it did not leave in order.
+	Since  time.Time `json:"since"`
+	Killed bool      `json:"killed,omitempty"`
 	// Events are in the order in which they happened first, the newest last.
 	Events []Event `json:"events"`
 }
@@ -46,7 +47,11 @@ type Event struct {
 	Class          string    `json:"class,omitempty"`
 	// Grant is the id of the grant; absent where there was none.
 	Grant string `json:"grant,omitempty"`
-	Kind  string `json:"kind"`
+	// Vault, AuthMount and Role are where the login was made, or is tried.
+	Vault     string `json:"vault,omitempty"`
+	AuthMount string `json:"authMount,omitempty"`
+	Role      string `json:"role,omitempty"`
+	Kind      string `json:"kind"`
 	// Path is what was read, or whose lease it is; absent for the token and for all of a grant.
 	Path string `json:"path,omitempty"`
 	// Says is a sentence for people.
@@ -61,7 +66,8 @@ type Event struct {
 
 // History remembers the last changes of each pod in memory. It is bounded: of pods that are gone the oldest are forgotten first.
 type History struct {
-	since time.Time
+	since  time.Time
+	killed bool
 
 	mu    sync.Mutex
 	pods  map[string]*story // :: UID → what happened to the pod
@@ -74,14 +80,16 @@ type story struct {
 	grants map[string]bool
 }
 
-// NewHistory returns a History that begins now.
-func NewHistory() *History { return &History{since: time.Now(), pods: make(map[string]*story)} }
+// NewHistory returns a History that begins now. killed says that the provider before this one did not leave in order.
+func NewHistory(killed bool) *History {
+	return &History{since: time.Now(), killed: killed, pods: make(map[string]*story)}
+}
 
 // Add remembers a change.
 func (h *History) Add(c keeper.Change) {
 	e := Event{
 		At: c.At.UTC(), Namespace: c.Pod.Namespace, Pod: c.Pod.Name, UID: c.Pod.UID, ServiceAccount: c.Pod.ServiceAccount, Volume: c.Volume, Class: c.Class,
-		Grant: c.Grant, Kind: string(c.Kind), Path: c.Path, Says: cut(c.Says()), Warning: c.Warning(), Trouble: string(c.Trouble), Count: 1, Last: c.At.UTC(),
+		Grant: c.Grant, Vault: c.Server.Address, AuthMount: c.Auth.Mount, Role: c.Auth.Role, Kind: string(c.Kind), Path: c.Path, Says: cut(c.Says()), Warning: c.Warning(), Trouble: string(c.Trouble), Count: 1, Last: c.At.UTC(),
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -157,7 +165,7 @@ func (s *story) before(o *story) bool {
 
 // of returns what is remembered of the pods of a namespace and name; empty for any.
 func (h *History) of(node, namespace, pod string) Timeline {
-	out := Timeline{Version: eventsVersion, Node: node, Since: h.since.UTC(), Events: []Event{}}
+	out := Timeline{Version: eventsVersion, Node: node, Since: h.since.UTC(), Killed: h.killed, Events: []Event{}}
 	h.mu.Lock()
 	for _, s := range h.pods {
 		for _, e := range s.events {

@@ -48,7 +48,7 @@ func lines(timeline admin.Timeline) string {
 
 func TestHistoryIsTold(t *testing.T) {
 	var h *admin.History
-	synctest.Test(t, func(*testing.T) { h = admin.NewHistory() }) // at a time that is always the same
+	synctest.Test(t, func(*testing.T) { h = admin.NewHistory(false) }) // at a time that is always the same
 	login := change(1, "app", keeper.LoggedIn)
 	login.TTL = time.Hour
 	h.Add(login)
@@ -67,7 +67,7 @@ func TestHistoryIsTold(t *testing.T) {
 
 // What is repeated is counted, until something else happens; renewals of the token and of a lease take turns.
 func TestHistoryCountsRepetitions(t *testing.T) {
-	h := admin.NewHistory()
+	h := admin.NewHistory(false)
 	h.Add(change(1, "app", keeper.LoggedIn))
 	for i := range int64(3) {
 		h.Add(change(10+10*i, "app", keeper.Renewed))
@@ -91,7 +91,7 @@ func TestHistoryCountsRepetitions(t *testing.T) {
 
 // Of a pod the last 32 are kept, and of the node 4096: those of pods that hold nothing any more go first, the oldest before the others.
 func TestHistoryIsBounded(t *testing.T) {
-	h := admin.NewHistory()
+	h := admin.NewHistory(false)
 	busy := func(second int64, pod string) {
 		for i := range int64(40) {
 			c := change(second+i, pod, keeper.MountRefused)

@@ -116,6 +116,21 @@ func (g *Grant) Jitter() float64 {
 	return float64(h.Sum32()) / (1 << 32)
 }
 
+// NextRenewal is when the token or a lease is to be renewed; zero for never.
+func (g *Grant) NextRenewal(now Instant) Instant {
+	if g.State != Active || !g.Needed(now) {
+		return 0
+	}
+	jitter := g.Jitter()
+	next := g.Login.RenewAt(jitter)
+	for _, l := range g.Leases {
+		if !l.Superseded {
+			next = Earliest(next, l.Term.RenewAt(jitter))
+		}
+	}
+	return next
+}
+
 // NextLook is when something is due that no other event brings about: a renewal of the token or of a lease, or the moment at
 // which a replacement is late. Zero for never. A token that is not needed is not renewed: it lapses, and a later refresh logs in
 // again.
@@ -123,11 +138,10 @@ func (g *Grant) NextLook(now Instant) Instant {
 	if g.State != Active || !g.Needed(now) {
 		return 0
 	}
-	jitter := g.Jitter()
-	next := Earliest(g.Login.RenewAt(jitter), after(now, g.Login.LateAt(g.Gap)))
+	next := Earliest(g.NextRenewal(now), after(now, g.Login.LateAt(g.Gap)))
 	for _, l := range g.Leases {
 		if !l.Superseded {
-			next = Earliest(next, l.Term.RenewAt(jitter), after(now, l.Term.LateAt(g.Gap)))
+			next = Earliest(next, after(now, l.Term.LateAt(g.Gap)))
 		}
 	}
 	return next

@@ -32,6 +32,8 @@ const (
 	Rotated Kind = "Rotated"
 	// Refreshed: what Vault holds at a path changed, and the volume shows it.
 	Refreshed Kind = "Refreshed"
+	// Recovered: what failed before works again, and changed nothing.
+	Recovered Kind = "Recovered"
 	// Mounted: the volume's files could be made for the first time.
 	Mounted Kind = "Mounted"
 	// Renewed: the token, or the lease of a path, lives longer.
@@ -73,6 +75,8 @@ const (
 	Crowded vault.Trouble = "Crowded"
 	// WrongClass: the SecretProviderClass, or the pod's volume, says what cannot be done.
 	WrongClass vault.Trouble = "WrongClass"
+	// ClassUnread: what the driver copies into Secrets could not be found out.
+	ClassUnread vault.Trouble = "ClassUnread"
 	// BreakerOpen: more pods seem to end than the API server told of.
 	BreakerOpen vault.Trouble = "BreakerOpen"
 	// UnclearEnd: signs of the pod's end contradict each other.
@@ -133,21 +137,32 @@ func (c Change) because(why string) Change {
 // failed is the change with what failed, and what to do about it.
 func (c Change) failed(err error, req *spec.Request) Change {
 	c.Why, c.Trouble = vault.Explain(err, req), troubleOf(err)
+	if e, ok := errors.AsType[*leaseError](err); ok {
+		c.Path = e.path
+	}
 	return c
 }
 
+// leaseError is a failure that has to do with the lease of one path.
+type leaseError struct {
+	path string
+	error
+}
+
+// Unwrap returns what failed.
+func (e *leaseError) Unwrap() error { return e.error }
+
 // refusal is the change that a failed Mount makes.
 func refusal(err error, req *spec.Request) Change {
-	kind := MountRefused
-	if e, ok := errors.AsType[*vault.Error](err); ok && e.Kind != vault.Unusable {
-		if kind = ReadFailed; e.AtLogin() {
-			kind = LoginFailed
-		}
-	}
-	if troubleOf(err) == NoCredentials {
+	kind, path := MountRefused, ""
+	e, ofVault := errors.AsType[*vault.Error](err)
+	switch {
+	case troubleOf(err) == NoCredentials, ofVault && e.AtLogin():
 		kind = LoginFailed
+	case ofVault && e.Kind != vault.Unusable:
+		kind, path = ReadFailed, e.Path
 	}
-	return wished(req, kind).failed(err, req)
+	return wished(req, kind).at(path, 0).failed(err, req)
 }
 
 // asked is what a grant's Mount had asked for, as far as the grant tells: what explaining a failure needs.
@@ -167,6 +182,8 @@ func troubleOf(err error) vault.Trouble {
 		return Crowded
 	case errors.Is(err, ErrWorking):
 		return vault.Away
+	case errors.Is(err, errClassUnread):
+		return ClassUnread
 	case wrong, refused:
 		return WrongClass
 	}
@@ -215,6 +232,7 @@ var lines = map[Kind]struct {
 	Issued:        {slog.LevelInfo, "credentials issued"},
 	Rotated:       {slog.LevelInfo, "credentials rotated"},
 	Refreshed:     {slog.LevelInfo, "secret changed"},
+	Recovered:     {slog.LevelInfo, "recovered"},
 	Mounted:       {slog.LevelInfo, "mounted"},
 	Renewed:       {slog.LevelDebug, "renewed"},
 	RenewalFailed: {slog.LevelWarn, "renewal failed"},
@@ -283,6 +301,8 @@ func (c Change) Says() string {
 		return fmt.Sprintf("%q issued new credentials, %s; those before run out by themselves", c.Path, life)
 	case Refreshed:
 		return fmt.Sprintf("%s changed in Vault, and the volume shows it", cmp.Or(quoted(c.Path), "what a template shows"))
+	case Recovered:
+		return "what failed before works again"
 	case Mounted:
 		return "the volume has its files"
 	case Renewed:

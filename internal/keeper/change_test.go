@@ -101,7 +101,7 @@ func TestTellsWhereATroubleLies(t *testing.T) {
 	}{
 		{"sealed", func(n *node) { n.vault.Sealed(true) }, "RenewalFailed VaultSealed"},
 		{"down", func(n *node) { n.vault.Down(true) }, "RenewalFailed VaultUnreachable"},
-		{"back end", func(n *node) { n.vault.BackendDown(true) }, "RenewalFailed BackEndDown"},
+		{"back end", func(n *node) { n.vault.BackendDown(true) }, "RenewalFailed " + creds + " BackEndDown"},
 		{"role of the login", func(n *node) { n.vault.DeleteRole("my-app-role") }, "RenewalOver RoleGone"},
 		{"role of the engine", func(n *node) { n.vault.Remove(creds) }, "RenewalOver " + creds + " RoleGone"},
 		{"token", func(n *node) { n.vault.RevokeAccessor(n.vault.Tokens()[0].Accessor) }, "Lost RevokedElsewhere"},

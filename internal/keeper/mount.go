@@ -86,8 +86,6 @@ func (k *Keeper) mountWith(ctx context.Context, req *spec.Request, except string
 	}
 	if c.shown {
 		k.tellRotated(g, began, c.ends)
-	} else {
-		k.say(of(g, Mounted))
 	}
 	return files, g, nil
 }
@@ -282,7 +280,7 @@ var errEnded = errors.New("the pod ended during the mount")
 
 // activate makes the claimed grant what the volume shows, and what it showed before a superseded one.
 func (k *Keeper) activate(c claim) (active grant.Grant, err error) {
-	ended, now := false, k.Now()
+	ended, failed, now := false, false, k.Now()
 	err = k.Store.UpdateVolume(c.grant.Volume, func(grants []*grant.Grant) (*grant.Grant, error) {
 		i := slices.IndexFunc(grants, func(g *grant.Grant) bool { return g.ID == c.grant.ID })
 		if i < 0 {
@@ -294,6 +292,7 @@ func (k *Keeper) activate(c claim) (active grant.Grant, err error) {
 		if ended = g.State == grant.Revoking; ended {
 			return nil, nil
 		}
+		failed = g.Problem != ""
 		g.State, g.Problem = grant.Active, ""
 		for _, other := range grants {
 			if other != g && (other.State == grant.Active || other.State == grant.Superseded) {
@@ -309,6 +308,12 @@ func (k *Keeper) activate(c claim) (active grant.Grant, err error) {
 	}
 	if ended {
 		return active, errEnded
+	}
+	switch {
+	case !c.shown:
+		k.say(of(active, Mounted))
+	case failed:
+		k.say(of(active, Recovered))
 	}
 	return active, nil
 }

@@ -70,13 +70,13 @@ func (k *Keeper) probe(ctx context.Context, client *vault.Client, g grant.Grant)
 		_, err := within(ctx, grant.RequestTimeout, func(ctx context.Context) (vault.Life, error) {
 			return client.RenewLease(ctx, session(&g), l.ID, probeIncrement)
 		})
-		switch vault.KindOf(err) {
+		switch path := l.Read.Path; vault.KindOf(err) {
 		case vault.BackEndDown:
-			return fmt.Errorf("the back end of %q is down, so the revocation waits for it: %w", l.Read.Path, err)
+			return &leaseError{path, fmt.Errorf("the back end of %q is down, so the revocation waits for it: %w", path, err)}
 		case vault.LeaseEnded:
-			return fmt.Errorf("the lease of %q ended and is not gone yet, so the revocation waits for its back end: %w", l.Read.Path, err)
+			return &leaseError{path, fmt.Errorf("the lease of %q ended and is not gone yet, so the revocation waits for its back end: %w", path, err)}
 		case vault.NotExecuted, vault.Unreachable, vault.InDoubt, vault.Failing:
-			return fmt.Errorf("asking whether the back end of %q works: %w", l.Read.Path, err)
+			return &leaseError{path, fmt.Errorf("asking whether the back end of %q works: %w", path, err)}
 		}
 	}
 	return nil

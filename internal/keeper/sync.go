@@ -236,7 +236,7 @@ func (k *Keeper) renewLease(ctx context.Context, client *vault.Client, g grant.G
 		return change(func(t grant.Term) grant.Term { t.Renewable = false; return t })
 	}
 	if err != nil {
-		return g, err
+		return g, &leaseError{l.Read.Path, fmt.Errorf("%q: %w", l.Read.Path, err)}
 	}
 	k.say(of(g, Renewed).at(l.Read.Path, life.TTL))
 	return change(func(t grant.Term) grant.Term { return t.Renewed(from, life.TTL, 0, life.Renewable) })

@@ -3,6 +3,7 @@ package keeper
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -10,6 +11,8 @@ import (
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 )
+
+var errClassUnread = errors.New("finding out whether leases are synced into Secrets (the class can say syncedLeases: revoke)")
 
 // maxDigests bounds what is remembered of which wishes bring leases.
 const maxDigests = 4096
@@ -84,7 +87,7 @@ func (k *Keeper) settleSynced(g grant.Grant, req *spec.Request, names func() ([]
 	k.leased.add(req.Spec.Digest)
 	objects, err := names()
 	if err != nil {
-		return findings{}, fmt.Errorf("finding out whether leases are synced into Secrets (the class can say syncedLeases: revoke): %w", err)
+		return findings{}, fmt.Errorf("%w: %w", errClassUnread, err)
 	}
 	found.asked = true
 	if len(objects) == 0 { // as most classes

@@ -28,7 +28,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{lock: lock, maxBytes: cfg.MaxBytes, reserve: reserve{filepath.Join(cfg.Dir, reserveName)}}
+	mark := filepath.Join(cfg.Dir, markName)
+	_, err = os.Stat(mark)
+	s := &Store{lock: lock, mark: mark, interrupted: err == nil, maxBytes: cfg.MaxBytes, reserve: reserve{filepath.Join(cfg.Dir, reserveName)}}
 	if s.maxBytes == 0 {
 		s.maxBytes = DefaultMaxBytes
 	}
@@ -42,6 +44,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	if err == nil {
 		err = s.reserve.fill()
+	}
+	if err == nil { // without it the next process only knows less
+		_ = os.WriteFile(mark, nil, 0o600)
 	}
 	if err != nil {
 		_ = s.Close()

@@ -42,6 +42,8 @@ const (
 	damagedSuffix = ".damaged"
 	// reserveName is a file that takes up the space which the ledger may need when there is no other.
 	reserveName = "reserve"
+	// markName is a file that is there while a process works with the store, and after one that did not close it.
+	markName = "running"
 	// DefaultMaxBytes is the content limit when none is set.
 	DefaultMaxBytes = 64 << 20
 	// mapped is how much of the address space the file is given for each byte of the content limit. It takes no memory, and a file that
@@ -86,7 +88,13 @@ type Store struct {
 	damaged  Salvage
 	reserve  reserve
 	content  contentSize
+	// interrupted: see Interrupted.
+	interrupted bool
+	mark        string
 }
+
+// Interrupted reports whether the process that had the store before did not close it: it was killed, or the node lost it.
+func (s *Store) Interrupted() bool { return s.interrupted }
 
 // VersionKey keys object versions, so that they tell nothing of the content: the key that SetVersionKey gave last, also to an
 // earlier process, or else a random one of this store's own. It must not be changed.
@@ -108,7 +116,9 @@ func (s *Store) SetVersionKey(key []byte) error {
 
 // Close closes the file and gives the lock back.
 func (s *Store) Close() error {
-	return errors.Join(s.db.Close(), s.lock.Close())
+	err := s.db.Close()
+	_ = os.Remove(s.mark) // else the next process takes this one for killed
+	return errors.Join(err, s.lock.Close())
 }
 
 // Remove closes the store and removes its files, for a provider that is taken away for good. The lock stays, as whoever waits for it has

@@ -64,7 +64,7 @@ func ids(t *testing.T, grants []grant.Grant, err error) string {
 func TestModes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "state")
 	open(t, config(dir))
-	want := map[string]fs.FileMode{".": fs.ModeDir | 0o700, "lock": 0o600, "leasehold.db": 0o600, "reserve": 0o600}
+	want := map[string]fs.FileMode{".": fs.ModeDir | 0o700, "lock": 0o600, "leasehold.db": 0o600, "reserve": 0o600, "running": 0o600}
 	got := map[string]fs.FileMode{}
 	must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
