@@ -43,6 +43,8 @@ type options struct {
 	revoke     keeper.RevokeMode
 	keySecret  string
 	logLevel   string
+	logFormat  string
+	auditLog   string // empty: none
 	strict     bool
 	// vault and openbao fill what the classes of each provider leave out.
 	vault, openbao spec.Defaults
@@ -78,6 +80,8 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 		})
 	flags.StringVar(&o.keySecret, "hmac-secret-name", defaultKeySecret, "`name` of the Secret, in the provider's namespace, whose key makes object versions equal on all nodes")
 	flags.StringVar(&o.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
+	flags.StringVar(&o.logFormat, "log-format", "text", "`format` of the log: text or json")
+	flags.StringVar(&o.auditLog, "audit-log", "", "`path` of a file that gets a line of JSON for each login, read, renewal, rotation and revocation; - for the standard output (default none)")
 	flags.BoolVar(&o.strict, "strict", false, "refuse SecretProviderClasses with unknown keys, instead of warning of them")
 	flags.BoolVar(&o.version, "version", false, "print the version and exit")
 	flags.StringVar(&o.output, "output", "", "`format` of -version: "+strings.Join(outputs, ", "))
@@ -114,6 +118,9 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 			return o, fmt.Errorf("%w: --kubelet-dir and --no-kubelet-dir exclude each other", errUsage)
 		}
 		o.kubeletDir = ""
+	}
+	if o.logFormat != "text" && o.logFormat != "json" {
+		return o, fmt.Errorf("%w: --log-format must be text or json", errUsage)
 	}
 	if len(o.endpoints) == 0 {
 		o.endpoints = []string{defaultEndpoint}
@@ -263,9 +270,13 @@ func usageError(err error) error {
 }
 
 // logger writes to stderr; an unknown level means info, as in the existing provider.
-func logger(level string, stderr io.Writer) *slog.Logger {
+func logger(level, format string, stderr io.Writer) *slog.Logger {
 	levels := map[string]slog.Level{"trace": slog.LevelDebug, "debug": slog.LevelDebug, "warn": slog.LevelWarn, "error": slog.LevelError, "off": slog.LevelError + 4}
-	return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cmp.Or(levels[level], slog.LevelInfo)}))
+	options := &slog.HandlerOptions{Level: cmp.Or(levels[level], slog.LevelInfo)}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(stderr, options))
 }
 
 // clearVaultEnvironment removes every variable that Vault's client library would obey behind our back: VAULT_TOKEN would

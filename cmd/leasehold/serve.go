@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/secrets-store-csi-driver/pkg/client/clientset/versioned"
 
 	"github.com/leasehold-csi/leasehold/internal/admin"
+	"github.com/leasehold-csi/leasehold/internal/audit"
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/keeper"
 	"github.com/leasehold-csi/leasehold/internal/kube"
@@ -49,7 +50,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if o.version {
 		return writeVersion(stdout, o.output)
 	}
-	log := logger(o.logLevel, stderr)
+	log := logger(o.logLevel, o.logFormat, stderr)
 	klog.SetSlogLogger(log)
 	for _, notice := range o.notices {
 		log.Warn("a flag of the existing provider", "notice", notice)
@@ -60,11 +61,15 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := clearVaultEnvironment(); err != nil {
 		return err
 	}
+	records, err := audit.Open(o.auditLog, o.node, stdout, log)
+	if err != nil {
+		return err
+	}
 	ledger, err := openStore(ctx, o, log)
 	if err != nil {
 		return err
 	}
-	node, err := wire(o, ledger, log)
+	node, err := wire(o, ledger, records, log)
 	if err == nil {
 		err = node.run(ctx)
 	}
@@ -123,7 +128,7 @@ type node struct {
 }
 
 // wire builds everything; nothing runs yet.
-func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
+func wire(o options, ledger *store.Store, records *audit.Log, log *slog.Logger) (*node, error) {
 	access := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(&clientcmd.ClientConfigLoadingRules{ExplicitPath: o.kubeconfig}, nil)
 	config, err := access.ClientConfig()
 	if err != nil {
@@ -159,8 +164,8 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 	judge := pods.New(pods.Config{Cluster: cluster, KubeletDir: o.kubeletDir, Now: bootTime, Log: log})
 	history := admin.NewHistory(ledger.Interrupted())
 	k, err := keeper.New(keeper.Config{
-		Store: ledger, Vaults: &vault.Pool{Answered: meters.vaultRequests.Answered}, Ended: judge.Ended, Event: meters.events.Count(cluster.Event), Changed: history.Add,
-		Now: bootTime, Log: log,
+		Store: ledger, Vaults: &vault.Pool{Answered: meters.vaultRequests.Answered}, Ended: judge.Ended, Event: meters.events.Count(cluster.Event),
+		Changed: func(c keeper.Change) { history.Add(c); records.Add(c) }, Now: bootTime, Log: log,
 		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Overrides: cluster.Overrides, Synced: cluster.SyncedObjects,
 		RequestToken: cluster.RequestToken, Identify: cluster.Identify, Sees: judge.Sees,
 		RenewalBegan: meters.renewalBegan, Rotated: meters.rotated,
@@ -194,7 +199,7 @@ func wire(o options, ledger *store.Store, log *slog.Logger) (*node, error) {
 		sockets, drivers = append(sockets, socket), append(drivers, driver)
 	}
 	ready := readiness(cluster, sockets)
-	meters.registry.MustRegister(admin.Metrics{
+	meters.registry.MustRegister(records.Failures, admin.Metrics{
 		List: k.Grants, Usage: ledger.Usage, LeftToExpire: k.LeftToExpire, HeldEnds: judge.Held, BreakerOpen: k.BreakerOpen, Ready: ready, Now: bootTime,
 	})
 	adminSocket := server.NewSocket(admin.SocketPath(o.stateDir))

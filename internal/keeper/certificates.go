@@ -47,6 +47,7 @@ func (k *Keeper) revokeCertificates(ctx context.Context, client *vault.Client, g
 		if err != nil {
 			return g, err
 		}
+		k.say(of(g, CertificateRevoked).at(c.Mount, 0))
 		if g, err = k.forgetCertificates(g, c); err != nil {
 			return g, err
 		}

@@ -52,6 +52,8 @@ const (
 	LetGo    Kind = "LetGo"
 	// RevocationFailed: it is tried again.
 	RevocationFailed Kind = "RevocationFailed"
+	// CertificateRevoked: one of the engine at the path was.
+	CertificateRevoked Kind = "CertificateRevoked"
 	// Revoked, AlreadyGone and RanOut: the end of a grant. NeverUsed: there was no login.
 	Revoked     Kind = "Revoked"
 	AlreadyGone Kind = "AlreadyGone"
@@ -100,6 +102,8 @@ type Change struct {
 	Path string
 	// TTL is the life that Vault stated; zero for none, or one without end.
 	TTL time.Duration
+	// Request is Vault's id of the request, as its own audit log has it; empty where it told none.
+	Request string
 	// Why is the failure, or the reason, in words.
 	Why string
 	// Trouble is where the cause of a failure lies, if that is known.
@@ -125,6 +129,12 @@ func wished(req *spec.Request, kind Kind) Change {
 // at is the change with a path and a life.
 func (c Change) at(path string, ttl time.Duration) Change {
 	c.Path, c.TTL = path, ttl
+	return c
+}
+
+// asking is the change with Vault's id of the request that made it.
+func (c Change) asking(request string) Change {
+	c.Request = request
 	return c
 }
 
@@ -240,14 +250,15 @@ var lines = map[Kind]struct {
 	Lost:          {slog.LevelWarn, "credentials lost"},
 	EndHeld: {slog.LevelError, "more pods ended at once than the Kubernetes API told of; revocations are held back: " +
 		"is the API server the right one, and kubelet's folder mounted?"},
-	EndUnclear:       {slog.LevelWarn, "end of a pod unclear"},
-	PodEnded:         {slog.LevelInfo, "pod ended"},
-	LetGo:            {slog.LevelInfo, "letting go of a grant"},
-	RevocationFailed: {slog.LevelWarn, "revocation failed"},
-	Revoked:          {slog.LevelInfo, "gave a grant back"},
-	AlreadyGone:      {slog.LevelInfo, "gave a grant back"},
-	RanOut:           {slog.LevelInfo, "gave a grant back"},
-	NeverUsed:        {slog.LevelInfo, "gave a grant back"},
+	EndUnclear:         {slog.LevelWarn, "end of a pod unclear"},
+	PodEnded:           {slog.LevelInfo, "pod ended"},
+	LetGo:              {slog.LevelInfo, "letting go of a grant"},
+	RevocationFailed:   {slog.LevelWarn, "revocation failed"},
+	CertificateRevoked: {slog.LevelInfo, "revoked a certificate"},
+	Revoked:            {slog.LevelInfo, "gave a grant back"},
+	AlreadyGone:        {slog.LevelInfo, "gave a grant back"},
+	RanOut:             {slog.LevelInfo, "gave a grant back"},
+	NeverUsed:          {slog.LevelInfo, "gave a grant back"},
 }
 
 func (c Change) attributes() []any {
@@ -255,7 +266,7 @@ func (c Change) attributes() []any {
 		slog.String("kind", string(c.Kind)), slog.String("pod", c.Pod.Namespace+"/"+c.Pod.Name), slog.String("uid", c.Pod.UID), slog.String("volume", c.Volume),
 	}
 	for _, a := range []slog.Attr{
-		slog.String("grant", c.Grant), slog.String("role", c.Auth.Role), slog.String("path", c.Path), slog.Duration("ttl", c.TTL),
+		slog.String("grant", c.Grant), slog.String("role", c.Auth.Role), slog.String("path", c.Path), slog.Duration("ttl", c.TTL), slog.String("request", c.Request),
 		slog.String("why", c.Why), slog.String("trouble", string(c.Trouble)), slog.String("keeps", c.Keeps), slog.Duration("again", c.Again.Round(time.Second)),
 	} {
 		if !a.Value.Equal(slog.StringValue("")) && !a.Value.Equal(slog.DurationValue(0)) {
@@ -323,6 +334,8 @@ func (c Change) Says() string {
 		return c.ending("what is held is to be given back: " + c.Why)
 	case RevocationFailed:
 		return "giving back failed: " + c.Why
+	case CertificateRevoked:
+		return fmt.Sprintf("revoked a certificate of %q", c.Path)
 	case Revoked:
 		return "revoked the token and every lease under it"
 	case AlreadyGone:

@@ -151,7 +151,7 @@ func (k *Keeper) logIn(ctx context.Context, client *vault.Client, g grant.Grant,
 	if login.Renewable && (ttl == 0 || ttl > k.OrphanTTL) {
 		ttl, err = k.shorten(ctx, client, g.ID, login.Session)
 	}
-	k.say(of(g, LoggedIn).at("", ttl))
+	k.say(of(g, LoggedIn).at("", ttl).asking(login.Request))
 	k.tellLongToken(g, ttl)
 	if !g.Unanswered {
 		k.Rotated(RotatedLogin)
@@ -338,7 +338,7 @@ func (k *Keeper) sayIssued(g grant.Grant, r spec.Read, reply vault.Reply) {
 	if reply.Certificate != nil {
 		ttl = reply.Certificate.Validity.Life()
 	}
-	k.say(of(g, kind).at(r.Path, ttl))
+	k.say(of(g, kind).at(r.Path, ttl).asking(reply.Request))
 }
 
 // rotationTries is how often a password that is about to change is read until it has: Vault may be a few seconds late with it.

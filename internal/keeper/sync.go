@@ -198,7 +198,7 @@ func (k *Keeper) renewToken(ctx context.Context, client *vault.Client, g grant.G
 	if err != nil {
 		return g, err
 	}
-	k.say(of(g, Renewed).at("", life.TTL))
+	k.say(of(g, Renewed).at("", life.TTL).asking(life.Request))
 	cluster := g.Cluster
 	if cluster == "" { // it could not be asked for at the login; what renews the token is its own
 		cluster, _ = within(ctx, grant.RequestTimeout, func(ctx context.Context) (string, error) { return client.RecentCluster(ctx), nil })
@@ -238,7 +238,7 @@ func (k *Keeper) renewLease(ctx context.Context, client *vault.Client, g grant.G
 	if err != nil {
 		return g, &leaseError{l.Read.Path, fmt.Errorf("%q: %w", l.Read.Path, err)}
 	}
-	k.say(of(g, Renewed).at(l.Read.Path, life.TTL))
+	k.say(of(g, Renewed).at(l.Read.Path, life.TTL).asking(life.Request))
 	return change(func(t grant.Term) grant.Term { return t.Renewed(from, life.TTL, 0, life.Renewable) })
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"regexp"
 	"strconv"
 	"sync"
 	"time"
@@ -30,6 +31,8 @@ type Login struct {
 	Accessor  secret.Value
 	TTL       time.Duration // zero for a token without end
 	Renewable bool
+	// Request is Vault's id of the request, as its audit log has it; empty when it did not tell.
+	Request string
 	// Unleasable says why leases must not be made under this token, in words; empty when they may.
 	Unleasable string
 	// ByCert: it was the client certificate that logged in, whatever the login's body says: an auth mount of the cert method looks at
@@ -41,6 +44,8 @@ type Login struct {
 type Life struct {
 	TTL       time.Duration
 	Renewable bool
+	// Request is as in Login.
+	Request string
 }
 
 // Reply is the reply to a read.
@@ -53,6 +58,8 @@ type Reply struct {
 	LeaseID   secret.Value
 	TTL       time.Duration
 	Renewable bool
+	// Request is as in Login.
+	Request string
 	// Token is a token that the reply carries, which must not stay; zero for none.
 	Token secret.Value
 	// Certificate is what was issued; nil when nothing was.
@@ -77,12 +84,26 @@ type authBlock struct {
 }
 
 type envelope struct {
+	RequestID     requestID       `json:"request_id"`
 	Auth          *authBlock      `json:"auth"`
 	LeaseID       string          `json:"lease_id"`
 	LeaseDuration int64           `json:"lease_duration"`
 	Renewable     bool            `json:"renewable"`
 	Data          json.RawMessage `json:"data"`
 }
+
+// requestID is a UUID, or empty: what else a server sends might be anything.
+type requestID string
+
+// UnmarshalJSON implements json.Unmarshaler, for any JSON.
+func (r *requestID) UnmarshalJSON(text []byte) error {
+	if uuid := requestIDShape.FindSubmatch(text); uuid != nil {
+		*r = requestID(uuid[1])
+	}
+	return nil
+}
+
+var requestIDShape = regexp.MustCompile(`^"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"$`)
 
 // century is as long as for ever, and can be added to an instant.
 const century = 100 * 365 * 24 * time.Hour
@@ -157,6 +178,7 @@ func (c *Client) LogIn(ctx context.Context, namespace string, auth spec.Auth, wi
 		Accessor:   secret.New(e.Auth.Accessor),
 		TTL:        seconds(e.Auth.LeaseDuration),
 		Renewable:  e.Auth.Renewable,
+		Request:    string(e.RequestID),
 		Unleasable: unleasable(e.Auth),
 		ByCert:     e.Auth.Metadata.CertName != "" && e.Auth.Metadata.SignedBy != "",
 	}, nil
@@ -219,7 +241,7 @@ func (c *Client) Read(ctx context.Context, s Session, r spec.Read) (Reply, error
 		}
 		return Reply{}, err
 	}
-	reply := Reply{Body: out.body, LeaseID: secret.New(e.LeaseID), TTL: seconds(e.LeaseDuration), Renewable: e.Renewable}
+	reply := Reply{Body: out.body, LeaseID: secret.New(e.LeaseID), TTL: seconds(e.LeaseDuration), Renewable: e.Renewable, Request: string(e.RequestID)}
 	if e.Auth != nil {
 		reply.Token = secret.New(e.Auth.ClientToken)
 	}
@@ -252,7 +274,7 @@ func (c *Client) RenewSelf(ctx context.Context, s Session, increment time.Durati
 	if e.Auth == nil {
 		return Life{}, &Error{Kind: NotVault, Op: op, Server: c.server.Address, Err: errors.New("the reply states no life")}
 	}
-	return Life{TTL: seconds(e.Auth.LeaseDuration), Renewable: e.Auth.Renewable}, nil
+	return Life{TTL: seconds(e.Auth.LeaseDuration), Renewable: e.Auth.Renewable, Request: string(e.RequestID)}, nil
 }
 
 // RenewLease lengthens, or with a small increment shortens, a lease. An increment of zero asks for the role's TTL.
@@ -263,7 +285,7 @@ func (c *Client) RenewLease(ctx context.Context, s Session, id secret.Value, inc
 	if err := c.put(ctx, in, args, &e); err != nil {
 		return Life{}, err
 	}
-	return Life{TTL: seconds(e.LeaseDuration), Renewable: e.Renewable}, nil
+	return Life{TTL: seconds(e.LeaseDuration), Renewable: e.Renewable, Request: string(e.RequestID)}, nil
 }
 
 // RevokeCertificate revokes a certificate of a PKI engine, which may have been revoked or have ended before.

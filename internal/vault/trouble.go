@@ -40,7 +40,7 @@ const (
 
 // missingRole are Vault's words for a role that is not there: of the kubernetes and jwt methods at a login and at a renewal, and of secret
 // engines at a read and at a renewal (1.21.2).
-var missingRole = []string{"invalid role name", "role could not be found", "does not exist during renewal", "could not find role", "unknown role"}
+var missingRole = []string{"invalid role name", "could not be found", "does not exist during renewal", "could not find role", "unknown role"}
 
 // backEndWords are in what an engine says that does not reach what it asks, or is refused there.
 var backEndWords = []string{"dial", "connect", "transaction", "timeout"}
