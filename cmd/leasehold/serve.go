@@ -247,7 +247,8 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.health.Run(background) })
 	group.Go(func() error {
 		return server.ServeHTTP(background, adminSocket, admin.Handler(admin.Provider{
-			Node: n.node, List: n.keeper.Grants, LeftToExpire: n.keeper.LeftToExpire, History: n.history, Now: bootTime,
+			Node: n.node, Version: version, List: n.keeper.Grants, LeftToExpire: n.keeper.LeftToExpire, History: n.history, BreakerOpen: n.keeper.BreakerOpen,
+			Now: bootTime,
 			GiveBack: n.keeper.GiveBack, RevokePod: n.keeper.RevokePod,
 		}))
 	})

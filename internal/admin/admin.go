@@ -33,6 +33,10 @@ type Report struct {
 	Version int `json:"version"`
 	// Node is the node's name.
 	Node string `json:"node"`
+	// Provider is the provider's own version.
+	Provider string `json:"provider"`
+	// BreakerOpen says that revocations are held back.
+	BreakerOpen bool `json:"breakerOpen,omitempty"`
 	// Grants are in the order of their pods' names.
 	Grants []Grant `json:"grants"`
 }
@@ -85,12 +89,16 @@ func SocketPath(stateDir string) string { return filepath.Join(stateDir, "admin.
 // Provider is what the admin socket tells of and acts on.
 type Provider struct {
 	Node string
+	// Version is the provider's own.
+	Version string
 	// List returns what is held.
 	List func() ([]grant.Grant, error)
 	// LeftToExpire says why the end of the pod revokes nothing of a grant; empty when it does.
 	LeftToExpire func(grant.Grant) string
 	// History remembers what happened.
 	History *History
+	// BreakerOpen tells whether revocations are held back.
+	BreakerOpen func() bool
 	// Now reads the clock that grants are kept by.
 	Now func() grant.Instant
 	// GiveBack has the grants of pods that are over given back; with all also those that running pods use.
@@ -99,13 +107,19 @@ type Provider struct {
 	RevokePod func(namespace, name string) (int, error)
 }
 
-// Handler answers the admin socket. Profiles, which hold names of functions and no data, are where net/http/pprof has them.
-func Handler(p Provider) http.Handler {
+// Reports answers questions only: nothing that is asked of it changes anything.
+func Reports(p Provider) *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET "+leasesPath, p.tell)
 	mux.HandleFunc("GET "+eventsPath, p.events)
+	return mux
+}
+
+// Handler answers the admin socket. Profiles, which hold names of functions and no data, are where net/http/pprof has them.
+func Handler(p Provider) http.Handler {
+	mux := Reports(p)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("POST "+drainPath, p.drain)
 	mux.HandleFunc("POST "+revokePath, p.revoke)
 	return mux
@@ -123,7 +137,7 @@ func (p Provider) tell(w http.ResponseWriter, _ *http.Request) {
 
 func (p Provider) report(grants []grant.Grant) Report {
 	now := p.Now()
-	r := Report{Version: reportVersion, Node: p.Node, Grants: make([]Grant, 0, len(grants))}
+	r := Report{Version: reportVersion, Node: p.Node, Provider: p.Version, BreakerOpen: p.BreakerOpen(), Grants: make([]Grant, 0, len(grants))}
 	for _, g := range grants {
 		out := Grant{
 			ID: g.ID, State: string(g.State), Namespace: g.Pod.Namespace, Pod: g.Pod.Name, UID: g.Pod.UID,

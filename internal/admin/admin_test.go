@@ -64,7 +64,8 @@ func held() []grant.Grant {
 // provider tells of what list returns.
 func provider(list func() ([]grant.Grant, error)) admin.Provider {
 	return admin.Provider{
-		Node: "node-1", List: list, LeftToExpire: func(g grant.Grant) string { return g.Expire }, Now: func() grant.Instant { return now },
+		Node: "node-1", Version: "v0.1.0", List: list, LeftToExpire: func(g grant.Grant) string { return g.Expire }, BreakerOpen: func() bool { return false },
+		Now: func() grant.Instant { return now },
 	}
 }
 
@@ -202,7 +203,7 @@ func TestNothingHeld(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text, err := json.Marshal(report); err != nil || string(text) != `{"version":1,"node":"node-1","grants":[]}` {
+	if text, err := json.Marshal(report); err != nil || string(text) != `{"version":1,"node":"node-1","provider":"v0.1.0","grants":[]}` {
 		t.Errorf("%s, %v", text, err)
 	}
 	var table strings.Builder
