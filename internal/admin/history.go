@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -175,7 +176,7 @@ func (h *History) of(node, namespace, pod string) Timeline {
 		}
 	}
 	h.mu.Unlock()
-	slices.SortStableFunc(out.Events, func(a, b Event) int { return cmp.Or(a.At.Compare(b.At), strings.Compare(a.UID, b.UID)) })
+	out.sort()
 	return out
 }
 
@@ -187,9 +188,30 @@ func cut(says string) string {
 	return strings.ToValidUTF8(says[:maxSays], "") + "…"
 }
 
+// limited leaves the events that happened last, at most limit of them.
+func (t Timeline) limited(limit int) Timeline {
+	byLast := slices.SortedStableFunc(slices.Values(t.Events), func(a, b Event) int { return b.Last.Compare(a.Last) })
+	t.Events = byLast[:min(limit, len(byLast))]
+	t.sort()
+	return t
+}
+
+func (t Timeline) sort() {
+	slices.SortStableFunc(t.Events, func(a, b Event) int { return cmp.Or(a.At.Compare(b.At), strings.Compare(a.UID, b.UID)) })
+}
+
 func (p Provider) events(w http.ResponseWriter, r *http.Request) {
+	timeline := p.History.of(p.Node, r.FormValue("namespace"), r.FormValue("pod"))
+	if text := r.FormValue("limit"); text != "" {
+		limit, err := strconv.ParseUint(text, 10, 16)
+		if err != nil {
+			http.Error(w, "limit must be a number of events", http.StatusBadRequest)
+			return
+		}
+		timeline = timeline.limited(int(limit))
+	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(p.History.of(p.Node, r.FormValue("namespace"), r.FormValue("pod")))
+	_ = json.NewEncoder(w).Encode(timeline)
 }
 
 // FetchEvents asks the provider that keeps its state in stateDir what happened to the pods of a namespace and name; empty for any.

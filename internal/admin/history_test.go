@@ -3,6 +3,8 @@ package admin_test
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -126,5 +128,34 @@ func TestHistoryIsBounded(t *testing.T) {
 	h.Add(long)
 	if events := remembered(t, h, "shop", "next").Events; len(events[31].Says) > 1100 {
 		t.Errorf("a sentence of %d bytes is kept", len(events[31].Says))
+	}
+}
+
+// A limit leaves what happened last, however long ago it began.
+func TestHistoryIsLimited(t *testing.T) {
+	h := admin.NewHistory(false)
+	h.Add(change(1, "app", keeper.Renewed))
+	h.Add(change(2, "other", keeper.Mounted))
+	h.Add(change(3, "third", keeper.Mounted))
+	h.Add(change(4, "app", keeper.Renewed))
+	p := provider(func() ([]grant.Grant, error) { return nil, nil })
+	p.History = h
+	for limit, want := range map[string]string{
+		"0": "", "1": "1 app Renewed 2 4\n", "2": "1 app Renewed 2 4\n3 third Mounted 1 3\n",
+		"9": "1 app Renewed 2 4\n2 other Mounted 1 2\n3 third Mounted 1 3\n", "": "1 app Renewed 2 4\n2 other Mounted 1 2\n3 third Mounted 1 3\n",
+	} {
+		w := httptest.NewRecorder()
+		admin.Reports(p).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/events?limit="+limit, nil))
+		var timeline admin.Timeline
+		if err := json.Unmarshal(w.Body.Bytes(), &timeline); err != nil || lines(timeline) != want {
+			t.Errorf("limit %q: %q, %v", limit, lines(timeline), err)
+		}
+	}
+	for _, limit := range []string{"-1", "many", "99999999999999999999"} {
+		w := httptest.NewRecorder()
+		admin.Reports(p).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/events?limit="+limit, nil))
+		if w.Code != http.StatusBadRequest {
+			t.Errorf("limit %q: %d", limit, w.Code)
+		}
 	}
 }
