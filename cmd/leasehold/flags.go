@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/leasehold-csi/leasehold/internal/keeper"
+	"github.com/leasehold-csi/leasehold/internal/page"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/store"
 )
@@ -38,6 +40,7 @@ type options struct {
 	allowDisk  bool
 	stateMax   int64
 	healthAddr string
+	uiAddr     string // empty: no page
 	kubeletDir string // empty: no folder of kubelet's is seen
 	orphanTTL  time.Duration
 	revoke     keeper.RevokeMode
@@ -67,6 +70,11 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 	flags.BoolVar(&o.allowDisk, "allow-disk-state", false, "accept a state folder that is not on a tmpfs: tokens and secrets are then written to a disk")
 	flags.Int64Var(&o.stateMax, "state-max", store.DefaultMaxBytes, "largest size of all kept answers of Vault, in `bytes`")
 	flags.StringVar(&o.healthAddr, "health-addr", ":8080", "TCP `address` for /livez, /readyz and /metrics")
+	flags.Func("ui-addr", "loopback `address`, such as 127.0.0.1:8081, of a page that shows what the node holds, for kubectl port-forward (default none)",
+		func(text string) (err error) {
+			o.uiAddr, err = loopback(text)
+			return err
+		})
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root `folder`")
 	blind := flags.Bool("no-kubelet-dir", false, "do without kubelet's root folder: ends of pods are then believed minutes later")
 	flags.DurationVar(&o.orphanTTL, "orphan-ttl", keeper.DefaultOrphanTTL, "longest `life` that a token is left with when nobody renews it any more")
@@ -129,6 +137,24 @@ func parseServe(args []string, stderr io.Writer) (options, error) {
 		return o, fmt.Errorf("%w: --node-name or the environment variable NODE_NAME must name this node", errUsage)
 	}
 	return o, nil
+}
+
+// loopback is an address to listen at that only this pod reaches, or none. What localhost is, no name server is asked.
+func loopback(address string) (string, error) {
+	if address == "" {
+		return "", nil
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", err
+	}
+	if !page.Loopback(host) {
+		return "", errors.New("it must be a loopback address: whoever reaches the page can look at it")
+	}
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port), nil
 }
 
 // The beginnings of the flags that fill what the classes of a provider leave out.

@@ -2,10 +2,25 @@ package main
 
 import (
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/leasehold-csi/leasehold/internal/spec"
 )
+
+// The page is nowhere unless it is asked for, and then at a loopback address only.
+func TestPageAddress(t *testing.T) {
+	for args, want := range map[string]string{
+		"": "", "--ui-addr=": "", "--ui-addr=127.0.0.1:8081": "127.0.0.1:8081", "--ui-addr=[::1]:0": "[::1]:0", "--ui-addr=localhost:8081": "127.0.0.1:8081",
+		"--ui-addr=:8081": "refused", "--ui-addr=0.0.0.0:8081": "refused", "--ui-addr=[::]:8081": "refused", "--ui-addr=10.0.0.7:8081": "refused",
+		"--ui-addr=localhost.example.com:8081": "refused", "--ui-addr=127.0.0.1": "refused",
+	} {
+		o, err := parseServe(append(strings.Fields(args), "--node-name=n"), io.Discard)
+		if got := o.uiAddr; (err != nil) != (want == "refused") || err == nil && got != want {
+			t.Errorf("%q: %q, %v", args, got, err)
+		}
+	}
+}
 
 // TestServerSettings: a flag wins over the environment; what OpenBao's say nothing about follows Vault's; only the documented
 // variables are looked at.

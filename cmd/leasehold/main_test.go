@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -82,6 +83,7 @@ func TestCommandLine(t *testing.T) {
 		{"--vault-addr=vault:8200 --node-name=n", 2, "", "--vault-addr cannot be used: it must be http:// or https:// with a host, or unix://"},
 		{"--allow-vault-addr=vault --node-name=n", 2, "", "-allow-vault-addr: it must be http:// or https://"},
 		{"--allow-vault-namespace=[ --node-name=n", 2, "", "-allow-vault-namespace: syntax error in pattern"},
+		{"--ui-addr=:8081 --node-name=n", 2, "", "-ui-addr: it must be a loopback address"},
 		{"--allow-tls-dir=tls --node-name=n", 2, "", "-allow-tls-dir: it is not an absolute path"},
 		{"revok", 2, "", `there is no command "revok"`},
 		{"leases -o xml", 2, "", "-o must be one of table, wide, json, yaml"},
@@ -175,6 +177,36 @@ func kubeconfig(t *testing.T, dir, jwt string, asked func(*http.Request)) string
 		t.Fatal(err)
 	}
 	return path
+}
+
+// free is a loopback address that nobody listens at.
+func free(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// curl returns the body of an answer, whatever its code.
+func curl(t *testing.T, method, url string) string {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
 }
 
 // What a class may name depends on whether --vault-addr was given.
@@ -311,8 +343,9 @@ func TestServe(t *testing.T) {
 			}
 		})
 	}
+	ui := free(t)
 	serve := command(t, "--node-name=node-1", "--endpoint", endpoint("vault"), "--endpoint", endpoint("openbao"), "--state-dir", dir, "--allow-disk-state", "--health-addr=127.0.0.1:0",
-		"--kubelet-dir", dir, "--kubeconfig", kubeconfig(t, dir, jwt, early), "--vault-addr", v.Serve(t)+"/", "--log-level=debug")
+		"--ui-addr", ui, "--kubelet-dir", dir, "--kubeconfig", kubeconfig(t, dir, jwt, early), "--vault-addr", v.Serve(t)+"/", "--log-level=debug")
 	serve.Env = append(serve.Env, "VAULT_ADDR=http://127.0.0.1:1", "VAULT_TOKEN=canary", "VAULT_HEADERS=canary", "VAULT_MAX_RETRIES=nonsense")
 	var log bytes.Buffer
 	serve.Stderr = &log
@@ -407,6 +440,16 @@ func TestServe(t *testing.T) {
 		t.Errorf("drain --all-nodes: %v\n%s", err, text)
 	}
 
+	page := curl(t, http.MethodGet, "http://"+ui+"/") + curl(t, http.MethodGet, "http://"+ui+"/v1/leases")
+	for _, part := range []string{"<title>Leasehold</title>", `"provider":"dev"`, "database/creds/my-app"} {
+		if !strings.Contains(page, part) {
+			t.Errorf("the page and its leases have no %s", part)
+		}
+	}
+	if answer := curl(t, http.MethodPost, "http://"+ui+"/v1/drain?force=true"); answer != "Method Not Allowed\n" || len(v.Users()) != 2 {
+		t.Errorf("a drain by the page: %s, and %d users are left", answer, len(v.Users()))
+	}
+
 	if err := serve.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -427,6 +470,9 @@ func TestServe(t *testing.T) {
 		t.Error(err)
 	}
 	for _, text := range append(v.Secrets(), jwt, versionKey, "canary") {
+		if strings.Contains(page, text) {
+			t.Errorf("the page holds %q", text)
+		}
 		if strings.Contains(log.String(), text) {
 			t.Errorf("the log holds %q:\n%s", text, log.String())
 		}

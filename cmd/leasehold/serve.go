@@ -24,6 +24,7 @@ import (
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/keeper"
 	"github.com/leasehold-csi/leasehold/internal/kube"
+	"github.com/leasehold-csi/leasehold/internal/page"
 	"github.com/leasehold-csi/leasehold/internal/pods"
 	"github.com/leasehold-csi/leasehold/internal/server"
 	"github.com/leasehold-csi/leasehold/internal/store"
@@ -233,6 +234,10 @@ func (n *node) run(ctx context.Context) error {
 		return err
 	}
 	n.key.Read(ctx) // before the first answer, whose versions would change with it
+	told := admin.Provider{
+		Node: n.node, Version: version, List: n.keeper.Grants, LeftToExpire: n.keeper.LeftToExpire, History: n.history, BreakerOpen: n.keeper.BreakerOpen, Now: bootTime,
+		GiveBack: n.keeper.GiveBack, RevokePod: n.keeper.RevokePod,
+	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, background := errgroup.WithContext(background)
@@ -245,13 +250,10 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.key.Run(background) })
 	group.Go(func() error { return n.keeper.Run(background) })
 	group.Go(func() error { return n.health.Run(background) })
-	group.Go(func() error {
-		return server.ServeHTTP(background, adminSocket, admin.Handler(admin.Provider{
-			Node: n.node, Version: version, List: n.keeper.Grants, LeftToExpire: n.keeper.LeftToExpire, History: n.history, BreakerOpen: n.keeper.BreakerOpen,
-			Now: bootTime,
-			GiveBack: n.keeper.GiveBack, RevokePod: n.keeper.RevokePod,
-		}))
-	})
+	group.Go(func() error { return server.ServeHTTP(background, adminSocket, admin.Handler(told)) })
+	if n.uiAddr != "" {
+		group.Go(func() error { return server.ServeTCP(background, n.uiAddr, page.Handler(admin.Reports(told))) })
+	}
 	group.Go(func() error {
 		defer stop()
 		listening, unlisten := either(ctx, background)

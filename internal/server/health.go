@@ -30,12 +30,7 @@ func (h Health) Run(ctx context.Context) error {
 	mux.HandleFunc("GET /livez", answer(h.Alive))
 	mux.HandleFunc("GET /readyz", answer(h.Ready))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(h.Metrics, promhttp.HandlerOpts{}))
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", h.Addr)
-	if err != nil {
-		return fmt.Errorf("listening for health checks: %w", err)
-	}
-	return ServeHTTP(ctx, l, mux)
+	return ServeTCP(ctx, h.Addr, mux)
 }
 
 // answerWithin is shorter than the patience of the probes in the manifests, so that they hear why.
@@ -51,6 +46,16 @@ func answer(check func(context.Context) error) http.HandlerFunc {
 		}
 		_, _ = fmt.Fprintln(w, "ok")
 	}
+}
+
+// ServeTCP listens at a TCP address and serves until ctx ends.
+func ServeTCP(ctx context.Context, addr string, handler http.Handler) error {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("serving HTTP: %w", err)
+	}
+	return ServeHTTP(ctx, l, handler)
 }
 
 // ServeHTTP serves until ctx ends, and gives requests under way a moment.
