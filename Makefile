@@ -50,6 +50,10 @@ test: ## Vet and unit tests: no root, no network but loopback; -race when there 
 test-tools: ## Unit tests of the test tools, and of the chart and the kustomizations
 	@for module in $(TOOL_MODULES); do echo "go test -C $$module -count=1 ./..."; go test -C $$module -count=1 ./...; done
 
+.PHONY: page
+page: ## The provider's page in headless Chromium; pictures of it go to out/page
+	go test -C test/tools/page -tags e2e -count=1 -v .
+
 .PHONY: lint
 lint: $(LINTER) ## golangci-lint, and whether go.mod is tidy and complete
 	@for module in . $(TOOL_MODULES); do echo "golangci-lint: $$module"; \
