@@ -72,6 +72,7 @@ demo: ## Show the whole story on real parts: mount, use, republish, pod gone, cr
 
 .PHONY: e2e-fast
 e2e-fast: ## End-to-end tests on the light bed: real API server, Vault and PostgreSQL, no kubelet, no root
+	go test -tags e2e -count=1 ./test/prometheus
 	BED=light go test -tags e2e -count=1 -v -timeout 30m -run '^TestEndToEnd$$' ./test/e2e
 
 .PHONY: e2e

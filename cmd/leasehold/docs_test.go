@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/leasehold-csi/leasehold/internal/spec"
+	"github.com/leasehold-csi/leasehold/test/prometheus"
 )
 
 func read(t *testing.T, path string) string {
@@ -144,5 +145,74 @@ func TestReferenceListsEventsAndMetrics(t *testing.T) {
 	exposed := names(`"(leasehold_[a-z_]+)"`, code)
 	if documented := names("(?m)^\\| `(leasehold_[a-z_]+)", metrics); !slices.Equal(documented, exposed) || len(exposed) == 0 {
 		t.Errorf("the metrics\n%v\nare exposed, and the reference lists\n%v", exposed, documented)
+	}
+}
+
+const rulesFile = "../../manifests/monitoring/rules.yaml"
+
+// Every metric that the rules and the dashboard ask for is exposed, and each panel and alert asks for one.
+func TestMonitoringAsksForMetricsThatExist(t *testing.T) {
+	alerts, err := prometheus.Alerts(rulesFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	queries, err := prometheus.Queries("../../manifests/monitoring/dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range alerts {
+		queries = append(queries, a.Expr)
+	}
+	exposed := names(`"(leasehold_[a-z_]+)"`, source(t))
+	for _, query := range queries {
+		asked := prometheus.Selectors(query)
+		if len(asked) == 0 {
+			t.Errorf("%s asks for no metric", query)
+		}
+		for _, selector := range asked {
+			metric, _, _ := strings.Cut(selector, "{")
+			for _, ending := range []string{"_bucket", "_count"} { // of a histogram
+				metric = strings.TrimSuffix(metric, ending)
+			}
+			if strings.HasPrefix(metric, "leasehold_") && !slices.Contains(exposed, metric) {
+				t.Errorf("%s, which nothing exposes, is asked for by %s", metric, query)
+			}
+		}
+	}
+}
+
+// Each alert has all that a person needs who is woken by it, and a runbook; each runbook has an alert.
+func TestAlertsHaveRunbooks(t *testing.T) {
+	alerts, err := prometheus.Alerts(rulesFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var named []string
+	for _, a := range alerts {
+		named = append(named, a.Name)
+		if severity := a.Labels["severity"]; severity != "critical" && severity != "warning" {
+			t.Errorf("%s has the severity %q", a.Name, severity)
+		}
+		for _, annotation := range []string{"summary", "description"} {
+			if a.Annotations[annotation] == "" {
+				t.Errorf("%s has no %s", a.Name, annotation)
+			}
+		}
+		if url := a.Annotations["runbook_url"]; !strings.HasSuffix(url, "/docs/operations.md#"+strings.ToLower(a.Name)) {
+			t.Errorf("%s has the runbook %q", a.Name, url)
+		}
+	}
+	slices.Sort(named)
+	if runbooks := names(`(?m)^### (Leasehold[A-Za-z]+)$`, read(t, "docs/operations.md")); !slices.Equal(named, runbooks) || len(named) == 0 {
+		t.Errorf("the alerts\n%v\nare defined, and docs/operations.md has runbooks for\n%v", named, runbooks)
+	}
+	for _, a := range alerts {
+		_, runbook, _ := strings.Cut(read(t, "docs/operations.md"), "\n### "+a.Name+"\n")
+		runbook, _, _ = strings.Cut(runbook, "\n### ")
+		for _, part := range []string{"**Means.**", "**Look.**", "**Do.**", "**Over.**"} {
+			if !strings.Contains(runbook, part) {
+				t.Errorf("the runbook of %s has no %s", a.Name, part)
+			}
+		}
 	}
 }

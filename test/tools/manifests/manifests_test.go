@@ -2,6 +2,7 @@ package manifests_test
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -108,6 +109,34 @@ func TestOverlayDriver(t *testing.T) {
 	}
 	if !slices.Equal(got, sorted(want)) {
 		t.Errorf("overlay driver changes\n%s", strings.Join(got, "\n"))
+	}
+}
+
+// What watches the provider is rendered with the dashboard, which is what Grafana's sidecar looks for; both ways to scrape give the
+// names that the rules know.
+func TestMonitoring(t *testing.T) {
+	objects := parse(t, kustomize(t, filepath.Join(manifests, "monitoring")))
+	dashboard := objects["ConfigMap leasehold leasehold-dashboard"]
+	if text(dashboard, "metadata", "labels", "grafana_dashboard") != "1" || text(dashboard, "data", "leasehold.json") != read(t, "monitoring/dashboard.json") {
+		t.Errorf("the dashboard's ConfigMap is %v", dashboard)
+	}
+	if objects["PrometheusRule leasehold leasehold"] == nil || len(objects) != 3 {
+		t.Errorf("there are %d objects", len(objects))
+	}
+	names := []object{
+		objects["PodMonitor leasehold leasehold"],
+		parse(t, chart(t, "serviceMonitor: {enabled: true}"))["ServiceMonitor leasehold leasehold"],
+	}
+	for i, endpoints := range []string{"podMetricsEndpoints", "endpoints"} {
+		spec := at(names[i], "spec")
+		list, _ := spec[endpoints].([]any)
+		if len(list) != 1 {
+			t.Fatalf("%s are %v", endpoints, spec[endpoints])
+		}
+		relabelled := fmt.Sprint(list[0].(object)["relabelings"])
+		if spec["jobLabel"] != "app.kubernetes.io/name" || relabelled != "[map[sourceLabels:[__meta_kubernetes_pod_node_name] targetLabel:node]]" {
+			t.Errorf("the job is named by %v, and the node by %s", spec["jobLabel"], relabelled)
+		}
 	}
 }
 
