@@ -65,13 +65,23 @@ func TestCertificateIsKept(t *testing.T) {
 				n.vault.Role("my-app-role", test.role)
 				n.vault.PKI(issue, test.leased)
 				req := withCertificate(n.request("p", "k="+kv+"#k"), 24*time.Hour, spec.Care{RenewAt: test.at})
-				shown := map[string]bool{}
+				shown, rotated := map[string]bool{}, 0
+				n.reconfigure(func(c *keeper.Config) {
+					c.Rotated = func(kind keeper.Rotation) {
+						if kind == keeper.RotatedCertificate {
+							rotated++
+						}
+					}
+				})
 				for range 10 * 24 * 6 {
 					shown[pairOf(t, n.mount(req))] = true
 					time.Sleep(10 * time.Minute)
 				}
 				if issued := n.vault.Count(issue); len(shown) != issued || issued != test.issued {
 					t.Errorf("%d were issued and %d shown, want %d", issued, len(shown), test.issued)
+				}
+				if rotated != test.issued-1 {
+					t.Errorf("told of %d that took another's place, of %d", rotated, test.issued)
 				}
 			})
 		})

@@ -54,6 +54,15 @@ func TestServer(t *testing.T) {
 	if err != nil || len(samples) != 1 || samples[0].Value != 1 || samples[0].Labels["node"] != "node-1" {
 		t.Errorf("%+v, %v", samples, err)
 	}
+	queries, err := Queries("../../manifests/monitoring/dashboard.json")
+	if err != nil || len(queries) == 0 {
+		t.Fatalf("the dashboard asks for %d things, %v", len(queries), err)
+	}
+	for _, expr := range queries {
+		if _, err := s.Query(t.Context(), expr); err != nil {
+			t.Error(err)
+		}
+	}
 	if _, err := s.Query(t.Context(), "sum("); err == nil || !strings.Contains(err.Error(), "parse error") {
 		t.Errorf("error %v of an expression that is none", err)
 	}
