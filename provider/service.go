@@ -10,11 +10,13 @@ import (
 	"hash"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
 	"github.com/leasehold-csi/leasehold/internal/effect"
 	"github.com/leasehold-csi/leasehold/internal/keeper"
 	"github.com/leasehold-csi/leasehold/internal/render"
+	"github.com/leasehold-csi/leasehold/internal/span"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 )
 
@@ -84,6 +86,9 @@ func (s *Service) mount(ctx context.Context, in *v1alpha1.MountRequest) ([]rende
 			s.Keeper.Refused(refused)
 		}
 		return nil, nil, err
+	}
+	if call := trace.SpanFromContext(ctx); call.IsRecording() {
+		call.SetAttributes(span.Volume(req.Pod, req.Volume.Volume, req.Class, req.Spec.Auth)...)
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience(ctx))
 	defer cancel()

@@ -216,3 +216,12 @@ func TestAlertsHaveRunbooks(t *testing.T) {
 		}
 	}
 }
+
+// The reference names each attribute of ours that spans have, and no other.
+func TestReferenceListsAttributes(t *testing.T) {
+	_, section, _ := strings.Cut(read(t, "docs/reference.md"), "\n## Traces\n")
+	set, documented := names(`text\("(leasehold\.[a-z._]+)"`, source(t)), names("`(leasehold\\.[a-z._]+)`", section)
+	if !slices.Equal(documented, set) || len(set) == 0 {
+		t.Errorf("spans have the attributes\n%v\nand the reference lists\n%v", set, documented)
+	}
+}

@@ -318,7 +318,19 @@ func awaitServing(t *testing.T, socket string) {
 	}
 }
 
-// TestServe runs the whole program, with an environment that would mislead Vault's client library: a volume is mounted with a token
+// silent is the address of a server that takes connections and never answers.
+func silent(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	return listener.Addr().String()
+}
+
+// TestServe runs the whole program, with an environment that would mislead Vault's client library, and traces that nobody takes: a volume is
+// mounted with a token
 // that had to be requested, another, at OpenBao's socket, with kubelet's, the leases are listed, and a SIGTERM ends it without giving
 // anything back.
 func TestServe(t *testing.T) {
@@ -346,7 +358,8 @@ func TestServe(t *testing.T) {
 	ui := free(t)
 	serve := command(t, "--node-name=node-1", "--endpoint", endpoint("vault"), "--endpoint", endpoint("openbao"), "--state-dir", dir, "--allow-disk-state", "--health-addr=127.0.0.1:0",
 		"--ui-addr", ui, "--kubelet-dir", dir, "--kubeconfig", kubeconfig(t, dir, jwt, early), "--vault-addr", v.Serve(t)+"/", "--log-level=debug")
-	serve.Env = append(serve.Env, "VAULT_ADDR=http://127.0.0.1:1", "VAULT_TOKEN=canary", "VAULT_HEADERS=canary", "VAULT_MAX_RETRIES=nonsense")
+	serve.Env = append(serve.Env, "VAULT_ADDR=http://127.0.0.1:1", "VAULT_TOKEN=canary", "VAULT_HEADERS=canary", "VAULT_MAX_RETRIES=nonsense",
+		"OTEL_EXPORTER_OTLP_ENDPOINT=http://user:canary@"+silent(t), "OTEL_EXPORTER_OTLP_HEADERS=authorization=canary")
 	var log bytes.Buffer
 	serve.Stderr = &log
 	if err := serve.Start(); err != nil {
@@ -477,7 +490,9 @@ func TestServe(t *testing.T) {
 			t.Errorf("the log holds %q:\n%s", text, log.String())
 		}
 	}
-	if !strings.Contains(log.String(), "logged in") {
-		t.Errorf("the log at debug level is silent:\n%s", log.String())
+	for _, told := range []string{"logged in", "sending traces"} {
+		if !strings.Contains(log.String(), told) {
+			t.Errorf("the log at debug level does not say %q:\n%s", told, log.String())
+		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
@@ -70,7 +71,9 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	node, err := wire(o, ledger, records, log)
+	tracer, stopTraces := startTraces(ctx, o.node, log)
+	defer stopTraces()
+	node, err := wire(o, ledger, records, tracer, log)
 	if err == nil {
 		err = node.run(ctx)
 	}
@@ -129,7 +132,7 @@ type node struct {
 }
 
 // wire builds everything; nothing runs yet.
-func wire(o options, ledger *store.Store, records *audit.Log, log *slog.Logger) (*node, error) {
+func wire(o options, ledger *store.Store, records *audit.Log, tracer trace.Tracer, log *slog.Logger) (*node, error) {
 	access := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(&clientcmd.ClientConfigLoadingRules{ExplicitPath: o.kubeconfig}, nil)
 	config, err := access.ClientConfig()
 	if err != nil {
@@ -168,7 +171,7 @@ func wire(o options, ledger *store.Store, records *audit.Log, log *slog.Logger) 
 		Store: ledger, Vaults: &vault.Pool{Answered: meters.vaultRequests.Answered}, Ended: judge.Ended, Event: meters.events.Count(cluster.Event),
 		Changed: func(c keeper.Change) { history.Add(c); records.Add(c) }, Now: bootTime, Log: log,
 		OrphanTTL: o.orphanTTL, Revoke: o.revoke, SubPath: cluster.SubPath, Overrides: cluster.Overrides, Synced: cluster.SyncedObjects,
-		RequestToken: cluster.RequestToken, Identify: cluster.Identify, Sees: judge.Sees,
+		RequestToken: cluster.RequestToken, Identify: cluster.Identify, Sees: judge.Sees, Tracer: tracer,
 		RenewalBegan: meters.renewalBegan, Rotated: meters.rotated,
 	})
 	if err != nil {
@@ -193,6 +196,7 @@ func wire(o options, ledger *store.Store, records *audit.Log, log *slog.Logger) 
 			Leave:   k.Leave,
 			Metrics: meters.registry,
 			Log:     log,
+			Tracer:  tracer,
 		})
 		if err != nil {
 			return nil, err

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/render"
 	"github.com/leasehold-csi/leasehold/internal/spec"
@@ -52,6 +54,8 @@ func (k *Keeper) tell(c Change, volume spec.VolumeKey) {
 type flight struct {
 	// req is what the work is for: until it begins, what the Mount asks that came last.
 	req *spec.Request
+	// span is that of the Mount which asks for it.
+	span trace.Span
 	// callers are the Mounts that wait.
 	callers int
 	begun   bool
@@ -287,8 +291,10 @@ func (k *Keeper) join(ctx context.Context, req *spec.Request) (*flight, error) {
 		m.waiting = append(m.waiting, f)
 	}
 	f.callers++
-	if !f.begun {
-		f.req = req
+	if asks := trace.SpanFromContext(ctx); f.begun { // the work's spans are found there
+		asks.AddLink(trace.Link{SpanContext: f.span.SpanContext()})
+	} else {
+		f.req, f.span = req, asks
 		k.beginFlights(context.WithoutCancel(ctx))
 	}
 	return f, nil
@@ -343,7 +349,7 @@ func (k *Keeper) beginFlights(ctx context.Context) {
 
 func (k *Keeper) fly(ctx context.Context, f *flight) {
 	k.drained.Store(false)
-	work, cancel := context.WithTimeout(ctx, beginWithin)
+	work, cancel := context.WithTimeout(trace.ContextWithSpan(ctx, f.span), beginWithin) // ctx may be another's
 	defer cancel()
 	k.mountGuarded(work, f.req, f)
 	m, namespace := &k.mounts, f.req.Pod.Namespace

@@ -54,7 +54,7 @@ func BenchmarkRenewal(b *testing.B) {
 	b.ReportAllocs()
 	before := cpu()
 	for range b.N {
-		if _, err := client.RenewLease(b.Context(), session(&g), g.Leases[0].ID, 0); err != nil {
+		if _, err := client.RenewLease(b.Context(), session(&g), g.Leases[0], 0); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -27,10 +27,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"k8s.io/client-go/util/workqueue"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/secret"
+	"github.com/leasehold-csi/leasehold/internal/span"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/template"
@@ -100,6 +103,8 @@ type Config struct {
 	Templates *template.Renderer
 	// Sees returns what speaks against this process looking where the kubelet that mounts the volume has its folders; nil for nothing ever.
 	Sees func(volume spec.VolumeKey, kubeletDir string) error
+	// Tracer makes the spans of renewals and revocations; nil for none. The one of a Mount comes with its context.
+	Tracer trace.Tracer
 	// Identify returns what speaks against a pod being the one that it says it is; nil when nobody can tell.
 	Identify func(context.Context, spec.Pod) error
 }
@@ -150,6 +155,9 @@ func New(c Config) (*Keeper, error) {
 	}
 	if c.Templates == nil {
 		c.Templates = new(template.Renderer)
+	}
+	if c.Tracer == nil {
+		c.Tracer = noop.Tracer{}
 	}
 	if c.SubPath == nil {
 		c.SubPath = func(string, string) string { return "" }
@@ -373,6 +381,15 @@ func (k *Keeper) giveUp(id string, kind Kind, cause string, change func(*grant.G
 	}
 	k.queue.Add(id)
 	return nil
+}
+
+// begun begins the span of work on a grant that no Mount waits for.
+func (k *Keeper) begun(ctx context.Context, work string, g grant.Grant) (context.Context, trace.Span) {
+	ctx, s := k.Tracer.Start(ctx, work)
+	if s.IsRecording() {
+		s.SetAttributes(span.Volume(g.Pod, g.Volume.Volume, g.Class, g.Auth)...)
+	}
+	return ctx, s
 }
 
 func session(g *grant.Grant) vault.Session {

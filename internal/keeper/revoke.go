@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/grant"
+	"github.com/leasehold-csi/leasehold/internal/span"
 	"github.com/leasehold-csi/leasehold/internal/store"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 )
@@ -23,7 +24,7 @@ func (k *Keeper) LeftToExpire(g grant.Grant) string {
 }
 
 // revoke gives a grant back to Vault and forgets it once it is certainly gone.
-func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, error) {
+func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (next grant.Instant, err error) {
 	braked := k.LeftToExpire(g) != ""
 	switch now := k.Now(); {
 	case g.Busy(now):
@@ -42,6 +43,8 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 	if err != nil {
 		return k.later(g, err)
 	}
+	ctx, work := k.begun(ctx, span.Revoke, g)
+	defer func() { span.End(work, err) }()
 	if g, err = k.revokeCertificates(ctx, client, g); err != nil {
 		return k.later(g, err)
 	}
@@ -68,7 +71,7 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, erro
 func (k *Keeper) probe(ctx context.Context, client *vault.Client, g grant.Grant) error {
 	for _, l := range g.Probes(k.Now()) {
 		_, err := within(ctx, grant.RequestTimeout, func(ctx context.Context) (vault.Life, error) {
-			return client.RenewLease(ctx, session(&g), l.ID, probeIncrement)
+			return client.RenewLease(ctx, session(&g), l, probeIncrement)
 		})
 		switch path := l.Read.Path; vault.KindOf(err) {
 		case vault.BackEndDown:

@@ -7,8 +7,11 @@ import (
 	"math"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/secret"
+	"github.com/leasehold-csi/leasehold/internal/span"
 	"github.com/leasehold-csi/leasehold/internal/vault"
 )
 
@@ -145,12 +148,16 @@ func (k *Keeper) renew(ctx context.Context, g grant.Grant) (grant.Instant, error
 	if err != nil {
 		return k.later(g, err)
 	}
-	if now := k.Now(); g.Failures == 0 {
-		if due := g.RenewalDue(now); due != 0 {
+	var failure error
+	now := k.Now()
+	if due := g.RenewalDue(now); due != 0 {
+		if g.Failures == 0 {
 			k.RenewalBegan(now.Sub(due))
 		}
+		var work trace.Span
+		ctx, work = k.begun(ctx, span.Renew, g)
+		defer func() { span.End(work, failure) }()
 	}
-	var failure error
 	if g.TokenRenewal(k.Now()) {
 		g, failure = k.renewToken(ctx, client, g)
 	}
@@ -213,7 +220,7 @@ func (k *Keeper) renewToken(ctx context.Context, client *vault.Client, g grant.G
 func (k *Keeper) renewLease(ctx context.Context, client *vault.Client, g grant.Grant, l grant.Lease) (grant.Grant, error) {
 	from := k.Now()
 	life, err := within(ctx, l.Term.TryTime(from), func(ctx context.Context) (vault.Life, error) {
-		return client.RenewLease(ctx, session(&g), l.ID, 0)
+		return client.RenewLease(ctx, session(&g), l, 0)
 	})
 	change := func(to func(grant.Term) grant.Term) (grant.Grant, error) {
 		return k.Store.Update(g.ID, func(g *grant.Grant) error {

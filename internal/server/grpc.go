@@ -6,14 +6,21 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
+
+	"github.com/leasehold-csi/leasehold/internal/span"
 )
 
 const (
@@ -27,7 +34,7 @@ const (
 	maxRequest = 16 << 20
 )
 
-// Config is what a Server works with. Every field must be set.
+// Config is what a Server works with. Every field must be set but the last.
 type Config struct {
 	Socket  *Socket
 	Service v1alpha1.CSIDriverProviderServer
@@ -35,6 +42,8 @@ type Config struct {
 	Leave   func()
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
+	// Tracer makes the spans of Mounts; nil for none.
+	Tracer trace.Tracer
 }
 
 // Server serves the driver.
@@ -56,7 +65,11 @@ func New(c Config) (*Server, error) {
 		}
 		s.calls = another.ExistingCollector.(*prometheus.CounterVec) // of a Server at another socket
 	}
-	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequest), grpc.ChainUnaryInterceptor(s.observe, s.recover))
+	around := []grpc.UnaryServerInterceptor{s.observe, s.recover}
+	if c.Tracer != nil {
+		around = []grpc.UnaryServerInterceptor{s.observe, s.trace, s.recover}
+	}
+	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequest), grpc.ChainUnaryInterceptor(around...))
 	v1alpha1.RegisterCSIDriverProviderServer(s.grpc, c.Service)
 	return s, nil
 }
@@ -131,6 +144,30 @@ func (s *Server) observe(ctx context.Context, req any, info *grpc.UnaryServerInf
 		level = slog.LevelWarn
 	}
 	s.Log.Log(ctx, level, "call", "method", info.FullMethod, "code", code.String(), "took", time.Since(begin).Round(time.Microsecond), "err", err)
+	return resp, err
+}
+
+// trace makes a span of each Mount, below the caller's when that tells of one in the call's metadata. otelgrpc would not do: the codes
+// that provider chooses are no errors to it.
+func (s *Server) trace(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if info.FullMethod != v1alpha1.CSIDriverProvider_Mount_FullMethodName {
+		return handler(ctx, req)
+	}
+	caller := propagation.MapCarrier{}
+	if md, ok := metadata.FromIncomingContext(ctx); ok {
+		for _, name := range (propagation.TraceContext{}).Fields() {
+			caller.Set(name, strings.Join(md.Get(name), ","))
+		}
+	}
+	ctx, call := s.Tracer.Start(propagation.TraceContext{}.Extract(ctx, caller), span.Mount, trace.WithSpanKind(trace.SpanKindServer))
+	resp, err := handler(ctx, req)
+	if err == nil {
+		call.End()
+		return resp, nil
+	}
+	failure := status.Convert(err)
+	call.SetAttributes(semconv.ErrorTypeKey.String(failure.Code().String()))
+	span.End(call, errors.New(failure.Message()))
 	return resp, err
 }
 

@@ -15,9 +15,14 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	otelcodes "go.opentelemetry.io/otel/codes"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
@@ -58,16 +63,18 @@ type running struct {
 	client  v1alpha1.CSIDriverProviderClient
 	log     *logBuffer
 	metrics *prometheus.Registry
+	spans   *tracetest.SpanRecorder
 	cancel  context.CancelFunc
 	stop    func() error
 }
 
 func run(t *testing.T, mount func(context.Context) error) *running {
 	t.Helper()
-	r := &running{path: socketPath(t), log: new(logBuffer), metrics: prometheus.NewRegistry()}
+	r := &running{path: socketPath(t), log: new(logBuffer), metrics: prometheus.NewRegistry(), spans: tracetest.NewSpanRecorder()}
 	s, err := server.New(server.Config{
 		Socket: server.NewSocket(r.path), Service: service{mount: mount}, Leave: func() {}, Metrics: r.metrics,
-		Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Log:    slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Tracer: sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(r.spans)).Tracer("test"),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -133,6 +140,46 @@ func TestPanicFailsOneCall(t *testing.T) {
 	}
 	if families[0].GetName() != "leasehold_calls_total" || counted["Internal"] != 1 || counted["OK"] != 1 {
 		t.Errorf("%s counted %v", families[0].GetName(), counted)
+	}
+}
+
+// A Mount is told of in a span below the caller's, whatever comes of it, and nothing else is.
+func TestSpansOfCalls(t *testing.T) {
+	const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	below := make(chan trace.SpanContext, 3)
+	ends := map[string]error{"": nil, "login denied": status.Error(codes.PermissionDenied, "login denied")}
+	next := make(chan error, 1)
+	r := run(t, func(ctx context.Context) error {
+		below <- trace.SpanContextFromContext(ctx)
+		return <-next
+	})
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", traceparent)
+	if _, err := r.client.Version(ctx, &v1alpha1.VersionRequest{}, grpc.WaitForReady(true)); status.Code(err) != codes.Unimplemented {
+		t.Errorf("Version: %v", err)
+	}
+	for _, want := range ends {
+		next <- want
+		if _, err := r.client.Mount(ctx, &v1alpha1.MountRequest{}); status.Code(err) != status.Code(want) {
+			t.Errorf("Mount: %v, want %v", err, want)
+		}
+	}
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if got := len(r.spans.Ended()); got != len(ends) {
+		t.Errorf("%d spans of two Mounts", got)
+	}
+	for _, span := range r.spans.Ended() {
+		want, known := ends[span.Status().Description]
+		if !known || span.Name() != "Mount" || (span.Status().Code == otelcodes.Error) != (want != nil) {
+			t.Errorf("the span %s has the status %+v", span.Name(), span.Status())
+		}
+		if at := "00-" + span.Parent().TraceID().String() + "-" + span.Parent().SpanID().String() + "-01"; at != traceparent {
+			t.Errorf("a Mount is below %s, want the caller's %s", at, traceparent)
+		}
+		if work := <-below; work.SpanID() != span.SpanContext().SpanID() {
+			t.Errorf("the work of a Mount is below %s, want %s", work.SpanID(), span.SpanContext().SpanID())
+		}
 	}
 }
 

@@ -278,10 +278,10 @@ func (c *Client) RenewSelf(ctx context.Context, s Session, increment time.Durati
 }
 
 // RenewLease lengthens, or with a small increment shortens, a lease. An increment of zero asks for the role's TTL.
-func (c *Client) RenewLease(ctx context.Context, s Session, id secret.Value, increment time.Duration) (Life, error) {
+func (c *Client) RenewLease(ctx context.Context, s Session, l grant.Lease, increment time.Duration) (Life, error) {
 	var e envelope
-	args := map[string]any{"lease_id": id.Reveal(), "increment": int64(increment / time.Second)}
-	in := call{counted: opRenewLease, op: "renewing a lease", path: "sys/leases/renew", namespace: s.Namespace, token: s.Token, hide: []secret.Value{id}}
+	args := map[string]any{"lease_id": l.ID.Reveal(), "increment": int64(increment / time.Second)}
+	in := call{counted: opRenewLease, op: "renewing a lease", path: "sys/leases/renew", secret: l.Read.Path, namespace: s.Namespace, token: s.Token, hide: []secret.Value{l.ID}}
 	if err := c.put(ctx, in, args, &e); err != nil {
 		return Life{}, err
 	}

@@ -7,6 +7,7 @@ package vault
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,10 +25,14 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/api"
+	"go.opentelemetry.io/otel/attribute"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/leasehold-csi/leasehold/internal/effect"
 	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/secret"
+	"github.com/leasehold-csi/leasehold/internal/span"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 )
 
@@ -50,6 +55,7 @@ type Client struct {
 	closeIdle func()
 	cluster   clusterMemo
 	answered  func(operation, outcome string, took time.Duration)
+	about     []attribute.KeyValue // of the server, for spans
 
 	files  string    // how the TLS files looked before they were read
 	made   time.Time // when that was
@@ -101,7 +107,7 @@ func newClient(s spec.Server, rt http.RoundTripper, answered func(operation, out
 	client.ClearToken()
 	client.SetMaxRetries(0)
 	client.SetClientTimeout(0) // every call brings its own deadline
-	return &Client{server: s, api: client, closeIdle: transport.CloseIdleConnections, answered: answered}, nil
+	return &Client{server: s, api: client, closeIdle: transport.CloseIdleConnections, answered: answered, about: span.Server(s.Address)}, nil
 }
 
 // dialer connects to a server. One that a tenant named may resolve to whatever its owner likes, so the address that is dialled
@@ -181,6 +187,7 @@ type call struct {
 	op        string // what is being done, for errors
 	method    string
 	path      string // without v1/
+	secret    string // path of the secret that it is about, when that is another one
 	query     string
 	namespace string
 	token     secret.Value
@@ -199,7 +206,11 @@ type answer struct {
 // do sends one request once and returns a good reply.
 func (c *Client) do(ctx context.Context, in call) (out answer, err error) {
 	began := time.Now()
-	defer func() { c.answered(in.counted, Outcome(err), time.Since(began)) }()
+	ctx, request := c.span(ctx, in)
+	defer func() {
+		c.answered(in.counted, Outcome(err), time.Since(began))
+		tell(request, out.status, err)
+	}()
 	client := c.api
 	if in.namespace != "" {
 		client = client.WithNamespace(in.namespace)
@@ -246,6 +257,26 @@ func (c *Client) do(ctx context.Context, in call) (out answer, err error) {
 			Messages: []string{saidForwards}}
 	}
 	return out, nil
+}
+
+// span begins the span of a request.
+func (c *Client) span(ctx context.Context, in call) (context.Context, trace.Span) {
+	ctx, request := span.Request(ctx, in.counted, c.about...)
+	if request.IsRecording() {
+		request.SetAttributes(semconv.HTTPRequestMethodKey.String(in.method), span.Path(cmp.Or(in.secret, in.path)), span.Namespace(in.namespace))
+	}
+	return ctx, request
+}
+
+// tell ends the span of a request with what came of it: the outcome is the word that it is counted by.
+func tell(request trace.Span, status int, err error) {
+	if status != 0 {
+		request.SetAttributes(semconv.HTTPResponseStatusCode(status))
+	}
+	if err != nil {
+		request.SetAttributes(semconv.ErrorTypeKey.String(Outcome(err)))
+	}
+	span.End(request, err)
 }
 
 // explain turns what the client library returned into an Error without anything that is secret.

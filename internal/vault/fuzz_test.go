@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/vault"
@@ -65,7 +66,7 @@ func FuzzReply(f *testing.F) {
 			}
 		}
 		_, renewErr := client.RenewSelf(ctx, session, 0)
-		_, leaseErr := client.RenewLease(ctx, session, secret.New("canary-lease"), 0)
+		_, leaseErr := client.RenewLease(ctx, session, grant.Lease{ID: secret.New("canary-lease")}, 0)
 		for _, call := range []struct {
 			err  error
 			sent string

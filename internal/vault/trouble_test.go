@@ -6,6 +6,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/leasehold-csi/leasehold/internal/grant"
 	"github.com/leasehold-csi/leasehold/internal/secret"
 	"github.com/leasehold-csi/leasehold/internal/spec"
 	"github.com/leasehold-csi/leasehold/internal/vault"
@@ -52,7 +53,7 @@ func troubles(t *testing.T) {
 		case "read":
 			_, err = client.Read(t.Context(), session, spec.Read{Method: http.MethodGet, Path: "database/creds/web"})
 		default:
-			_, err = client.RenewLease(t.Context(), session, secret.New("x"), 0)
+			_, err = client.RenewLease(t.Context(), session, grant.Lease{ID: secret.New("x")}, 0)
 		}
 		if got := vault.TroubleOf(err); err == nil || got != c.want {
 			t.Errorf("%s: %v is %q, want %q", c.op, err, got, c.want)

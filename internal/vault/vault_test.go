@@ -63,7 +63,7 @@ func TestCallsOfALife(t *testing.T) {
 		if err != nil || reply.LeaseID.IsZero() || reply.TTL != time.Minute || !reply.Renewable || reply.Certificate != nil || reply.Rotation != nil {
 			t.Fatalf("read: %+v, %v", reply, err)
 		}
-		if life, err := c.RenewLease(t.Context(), login.Session, reply.LeaseID, 5*time.Minute); err != nil || life.TTL != 5*time.Minute {
+		if life, err := c.RenewLease(t.Context(), login.Session, grant.Lease{ID: reply.LeaseID}, 5*time.Minute); err != nil || life.TTL != 5*time.Minute {
 			t.Errorf("renewed lease: %+v, %v", life, err)
 		}
 		if life, err := c.RenewSelf(t.Context(), login.Session, 10*time.Minute); err != nil || life.TTL != 10*time.Minute {
@@ -103,7 +103,7 @@ func TestRequestsAreTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, _ = c.Read(t.Context(), login.Session, spec.Read{Method: http.MethodGet, Path: "secret/data/none"})
-		_, _ = c.RenewLease(t.Context(), login.Session, reply.LeaseID, 0)
+		_, _ = c.RenewLease(t.Context(), login.Session, grant.Lease{ID: reply.LeaseID}, 0)
 		_, _ = c.RenewSelf(t.Context(), login.Session, 0)
 		_ = c.RevokeSelf(t.Context(), login.Session)
 		_ = c.RevokeCertificate(t.Context(), login.Session, "pki", secret.New("00:11"))
@@ -122,7 +122,7 @@ func TestNamespaceGoesWithEveryCall(t *testing.T) {
 		before := len(v.Requests())
 		reply, _ := c.Read(t.Context(), login.Session, creds)
 		_, _ = c.RenewSelf(t.Context(), login.Session, time.Hour)
-		_, _ = c.RenewLease(t.Context(), login.Session, reply.LeaseID, 0)
+		_, _ = c.RenewLease(t.Context(), login.Session, grant.Lease{ID: reply.LeaseID}, 0)
 		_ = c.RevokeSelf(t.Context(), login.Session)
 		for _, r := range v.Requests()[before:] {
 			if got := r.Header.Get("X-Vault-Namespace"); got != "team/a" {
@@ -196,7 +196,7 @@ func TestKinds(t *testing.T) {
 				case "read":
 					_, err = c.Read(t.Context(), login.Session, creds)
 				case "lease":
-					_, err = c.RenewLease(t.Context(), login.Session, reply.LeaseID, 0)
+					_, err = c.RenewLease(t.Context(), login.Session, grant.Lease{ID: reply.LeaseID}, 0)
 				case "token":
 					_, err = c.RenewSelf(t.Context(), login.Session, time.Hour)
 				}
