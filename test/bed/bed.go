@@ -66,6 +66,8 @@ type Options struct {
 	Provider string
 	// NoDatabase leaves PostgreSQL out, and Vault's database engine with it. The light form then needs nothing but Go.
 	NoDatabase bool
+	// Traces runs OpenTelemetry's collector, and the provider sends its traces there; in the light form only.
+	Traces bool
 }
 
 // Bed is a running test bed. Its methods are safe for concurrent use.
@@ -73,6 +75,7 @@ type Bed struct {
 	root     string // the project's top folder
 	database bool
 	progress *progress
+	traces   bool // a collector is to be run
 	config   *rest.Config
 	client   kubernetes.Interface
 
@@ -156,7 +159,7 @@ func create(options Options) (*Bed, error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, fmt.Errorf("finding the bed's folder: %w", err)
 	}
-	b := &Bed{root: root, database: !options.NoDatabase, progress: newProgress(options.Log)}
+	b := &Bed{root: root, database: !options.NoDatabase, progress: newProgress(options.Log), traces: options.Traces && options.Form == Light}
 	b.state = &State{Form: options.Form, Dir: dir, Programs: map[string]string{}, Processes: map[string]*process{}}
 	b.state.Kubeconfig = b.path("kubeconfig")
 	b.state.Logs = b.path("logs")
@@ -222,6 +225,9 @@ func (b *Bed) buildTools(ctx context.Context) error {
 	modules := []tool.Module{tool.Etcd, tool.Kubernetes, tool.Vault, tool.Driver}
 	if b.state.Form != Light {
 		modules = append(modules, tool.App, tool.Image)
+	}
+	if b.traces {
+		modules = append(modules, tool.Collector)
 	}
 	for _, module := range modules {
 		err := b.progress.step("build "+module.Name, func() (string, error) {

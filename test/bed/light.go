@@ -33,6 +33,11 @@ func (b *Bed) upLight(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if b.traces {
+		if err := b.startCollector(ctx); err != nil {
+			return err
+		}
+	}
 	if b.state.Provider.Binary != "" {
 		if err := b.startLightProvider(ctx); err != nil {
 			return err
@@ -92,7 +97,7 @@ func (b *Bed) startLightProvider(ctx context.Context) error {
 		for _, pattern := range b.openAddresses() {
 			args = append(args, "--allow-vault-addr", pattern)
 		}
-		if err = b.start(ctx, "provider", &process{Args: args}); err != nil {
+		if err = b.start(ctx, "provider", &process{Args: args, Env: b.tracesEnv()}); err != nil {
 			return "", err
 		}
 		return b.state.Provider.Endpoint, b.await(ctx, "provider", b.lightProviderReady)

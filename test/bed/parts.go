@@ -23,8 +23,8 @@ func (b *Bed) up(ctx context.Context) error {
 	return b.upLight(ctx)
 }
 
-// Stop ends one part in an orderly way: "vault", "postgres", "apiserver", "provider", "driver" or "kubelet" (full form
-// only). It returns when the part has ended.
+// Stop ends one part in an orderly way: "vault", "postgres", "apiserver", "provider", "driver", "collector" (light form
+// only) or "kubelet" (full form only). It returns when the part has ended.
 func (b *Bed) Stop(ctx context.Context, part string) error {
 	if name := b.daemonSet(part); name.Name != "" {
 		return b.scaleDaemonSet(ctx, name, false)
@@ -104,6 +104,8 @@ func (b *Bed) readiness(part string) func(context.Context) error {
 		return b.lightProviderReady
 	case "kubelet":
 		return b.kubeletReady
+	case "collector":
+		return b.collectorListens
 	case "driver":
 		return b.lightNodeReady
 	}

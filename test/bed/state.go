@@ -26,9 +26,10 @@ type State struct {
 	Host string `json:"host"`
 	Logs string `json:"logs"`
 
-	Vault    VaultState    `json:"vault"`
-	Postgres PostgresState `json:"postgres"`
-	Provider ProviderState `json:"provider"`
+	Vault     VaultState     `json:"vault"`
+	Postgres  PostgresState  `json:"postgres"`
+	Provider  ProviderState  `json:"provider"`
+	Collector CollectorState `json:"collector"`
 
 	// Programs maps the names of test/tools modules to the folders that hold their programs.
 	Programs  map[string]string   `json:"programs"`
@@ -66,6 +67,13 @@ type ProviderState struct {
 	// Namespace and DaemonSet name it in the cluster (full form).
 	Namespace string `json:"namespace,omitempty"`
 	DaemonSet string `json:"daemonSet,omitempty"`
+}
+
+// CollectorState says where the provider's traces go; all of it is empty in a bed without a collector.
+type CollectorState struct {
+	Address string `json:"address,omitempty"`
+	// Traces is the file that they are written to: a line of OTLP's JSON for each lot that was received.
+	Traces string `json:"traces,omitempty"`
 }
 
 const stateFile = "bed.json"

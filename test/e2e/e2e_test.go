@@ -59,6 +59,7 @@ func TestEndToEnd(t *testing.T) {
 			scenario{"classes that people have", s.conformance},
 			scenario{"manifests that the API server accepts", s.acceptsManifests},
 			scenario{"a node that the existing provider leaves", s.existingLeaves},
+			scenario{"traces that a collector receives", s.tracesAreSent},
 		)
 		alone = append(alone, scenario{"a node that is migrated", s.migrates}) // the provider's sockets are its process's arguments
 	} else {
@@ -85,4 +86,7 @@ func TestEndToEnd(t *testing.T) {
 	})
 	t.Run("nothing is left", s.nothingIsLeft)
 	t.Run("no secret was told", s.noSecretWasTold)
+	if !s.hasKubelet() {
+		t.Run("no secret was traced", s.noSecretWasTraced)
+	}
 }

@@ -87,7 +87,7 @@ func openBed(ctx context.Context, t *testing.T) *bed.Bed {
 	}
 	options := bed.Options{
 		Form: bed.Form(cmp.Or(os.Getenv("BED"), string(bed.Light))),
-		Log:  os.Stdout, Provider: filepath.Join(t.TempDir(), "leasehold"),
+		Log:  os.Stdout, Provider: filepath.Join(t.TempDir(), "leasehold"), Traces: true,
 	}
 	if options.Form == bed.Full && os.Getenv("CLUSTER") == "kind" {
 		options.Form = bed.Kind

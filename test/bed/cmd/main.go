@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	options := bed.Options{Form: bed.Full, Dir: *dir, Log: stdout}
 	switch {
 	case *light:
-		options.Form = bed.Light
+		options.Form, options.Traces = bed.Light, true
 	case *kind:
 		options.Form = bed.Kind
 	}

@@ -40,8 +40,10 @@ var (
 	Etcd   = Module{Name: "etcd", Packages: []string{"tool"}}
 	Vault  = Module{Name: "vault", Packages: []string{"tool"}, Flags: []string{"-tags", "minimal", "-ldflags", "-s -w"}}
 	Driver = Module{Name: "driver", Packages: []string{"tool", "./..."}}
-	App    = Module{Name: "app", Packages: []string{"."}}
-	Image  = Module{Name: "image", Packages: []string{"."}}
+	// Collector is OpenTelemetry's.
+	Collector = Module{Name: "collector", Packages: []string{"."}, Flags: []string{"-ldflags", "-s -w"}}
+	App       = Module{Name: "app", Packages: []string{"."}}
+	Image     = Module{Name: "image", Packages: []string{"."}}
 )
 
 // Cache returns the folder that holds what was built: $LEASEHOLD_CACHE, or else "leasehold" in the user's cache folder.
