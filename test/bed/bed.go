@@ -224,7 +224,7 @@ func (b *Bed) buildTools(ctx context.Context) error {
 	}
 	modules := []tool.Module{tool.Etcd, tool.Kubernetes, tool.Vault, tool.Driver}
 	if b.state.Form != Light {
-		modules = append(modules, tool.App, tool.Image)
+		modules = append(modules, tool.App, tool.Image, tool.Helm)
 	}
 	if b.traces {
 		modules = append(modules, tool.Collector)

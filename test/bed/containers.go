@@ -8,8 +8,6 @@ import (
 	"os/exec"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/leasehold-csi/leasehold/test/bed/tool"
 )
 
@@ -109,9 +107,27 @@ func (b *Bed) rollOutProvider(ctx context.Context) error {
 		}
 		b.state.Provider.Namespace, b.state.Provider.DaemonSet = set.Namespace, set.Name
 		b.state.Provider.StateDir = "/run/leasehold"
-		if err := b.apply(ctx, documents); err != nil {
-			return "", err
-		}
-		return "DaemonSet " + set.Namespace + "/" + set.Name, b.rolledOut(ctx, types.NamespacedName{Namespace: set.Namespace, Name: set.Name})
+		return "DaemonSet " + set.Namespace + "/" + set.Name, b.ApplyProvider(ctx)
 	})
+}
+
+// ProviderManifests is the kustomization that puts Leasehold on the bed.
+func (b *Bed) ProviderManifests() string { return b.path("manifests", "provider") }
+
+// ApplyProvider applies that kustomization, as Up does, and waits until Leasehold is rolled out (full form).
+func (b *Bed) ApplyProvider(ctx context.Context) error {
+	documents, err := b.render(ctx, "provider")
+	if err != nil {
+		return err
+	}
+	if err := b.apply(ctx, documents); err != nil {
+		return err
+	}
+	return b.rolledOut(ctx, b.daemonSet("provider"))
+}
+
+// TagImage gives an image of the node another name (full form).
+func (b *Bed) TagImage(ctx context.Context, image, name string) error {
+	const library = "docker.io/library/"
+	return b.ctr(ctx, "images", "tag", "--force", library+image, library+name)
 }

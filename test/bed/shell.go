@@ -12,7 +12,7 @@ import (
 	"github.com/leasehold-csi/leasehold/test/bed/tool"
 )
 
-// Shell returns a command that runs a script with vault, kubectl and psql, as an administrator of all three whose kubectl is set to the
+// Shell returns a command that runs a script with vault, kubectl, psql and, where there is a kubelet, helm, as an administrator of all three whose kubectl is set to the
 // namespace. Who reads the script sees no password: they are in its environment.
 func (b *Bed) Shell(ctx context.Context, namespace, script string) (*exec.Cmd, error) {
 	token, err := os.ReadFile(b.state.Vault.RootTokenFile)
@@ -25,6 +25,9 @@ func (b *Bed) Shell(ctx context.Context, namespace, script string) (*exec.Cmd, e
 	}
 	cmd := exec.CommandContext(ctx, "sh", "-eu", "-c", fmt.Sprintf("kubectl() { command kubectl --namespace '%s' \"$@\"; }\n%s", namespace, script))
 	path := []string{b.state.Programs[tool.Vault.Name], b.state.Programs[tool.Kubernetes.Name], filepath.Dir(psql), os.Getenv("PATH")}
+	if helm := b.state.Programs[tool.Helm.Name]; helm != "" {
+		path = append([]string{helm}, path...)
+	}
 	pg := b.state.Postgres
 	cmd.Env = append(os.Environ(),
 		"PATH="+strings.Join(path, string(filepath.ListSeparator)), "HOME="+b.state.Dir,

@@ -69,6 +69,7 @@ func TestEndToEnd(t *testing.T) {
 			scenario{"ends without the driver", s.endsWithoutDriver},
 			scenario{"other volumes after a restart", s.otherVolumes},
 			scenario{"every node is asked", s.allNodes},
+			scenario{"installed and taken away", s.installed},
 		)
 	}
 	t.Run("together", func(t *testing.T) {

@@ -138,17 +138,22 @@ func (s *suite) restart(ctx context.Context) error {
 	sets := s.bed.Client().AppsV1().DaemonSets(provider.Namespace)
 	patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`,
 		time.Now().Format(time.RFC3339Nano))
-	changed, err := sets.Patch(ctx, provider.DaemonSet, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
-	if err != nil {
+	if _, err := sets.Patch(ctx, provider.DaemonSet, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		return fmt.Errorf("restarting the provider: %w", err)
 	}
+	return s.awaitRollOut(ctx)
+}
+
+// awaitRollOut waits until the provider runs as its DaemonSet says.
+func (s *suite) awaitRollOut(ctx context.Context) error {
+	provider := s.bed.State().Provider
 	return s.poll(ctx, pace, func(ctx context.Context) error {
-		set, err := sets.Get(ctx, provider.DaemonSet, metav1.GetOptions{})
+		set, err := s.bed.Client().AppsV1().DaemonSets(provider.Namespace).Get(ctx, provider.DaemonSet, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
 		status := set.Status
-		if status.ObservedGeneration < changed.Generation || status.UpdatedNumberScheduled < status.DesiredNumberScheduled ||
+		if status.ObservedGeneration < set.Generation || status.UpdatedNumberScheduled < status.DesiredNumberScheduled ||
 			status.NumberAvailable < status.DesiredNumberScheduled {
 			return errors.New("the roll-out is not over")
 		}

@@ -110,8 +110,10 @@ func (s *suite) restartUnderMounts(t *testing.T) {
 		case <-ticker.C:
 		}
 	}
+	var longest time.Duration
 	for _, pod := range pods {
 		p.awaitRunning(pod)
+		longest = max(longest, p.startTook(pod))
 	}
 	p.mustNotComplain()
 	if answered, err := s.mounts(t.Context()); err != nil || len(answered) != 1 || answered["OK"] == 0 {
@@ -120,7 +122,23 @@ func (s *suite) restartUnderMounts(t *testing.T) {
 	p.mustHold(len(pods))
 	p.deleteAll()
 	p.awaitNothing()
-	t.Logf("%d pods were started around the restart", len(pods))
+	t.Logf("%d pods were started around the restart; the longest start took %s (%s bed)", len(pods), longest, s.bed.State().Form)
+}
+
+// startTook is how long after its creation the container of a pod that runs was started, to a second.
+func (p *place) startTook(pod *corev1.Pod) time.Duration {
+	p.t.Helper()
+	now, err := p.pods().Get(p.t.Context(), pod.Name, metav1.GetOptions{})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	var started time.Time
+	for _, container := range now.Status.ContainerStatuses {
+		if container.State.Running != nil {
+			started = container.State.Running.StartedAt.Time
+		}
+	}
+	return started.Sub(now.CreationTimestamp.Time)
 }
 
 // otherVolumes makes sure that the provider, which sees kubelet's pods folder, does not hold the mounts below it.

@@ -44,6 +44,7 @@ var (
 	Collector = Module{Name: "collector", Packages: []string{"."}, Flags: []string{"-ldflags", "-s -w"}}
 	App       = Module{Name: "app", Packages: []string{"."}}
 	Image     = Module{Name: "image", Packages: []string{"."}}
+	Helm      = Module{Name: "manifests", Packages: []string{"tool"}, Flags: []string{"-ldflags", "-s -w"}}
 )
 
 // Cache returns the folder that holds what was built: $LEASEHOLD_CACHE, or else "leasehold" in the user's cache folder.
