@@ -54,8 +54,8 @@ func (s *suite) installed(t *testing.T) {
 		p.mustLogIn(credentials)
 	}
 
-	if found := s.mustLookForRests(t); len(found) < 8 {
-		t.Fatalf("Leasehold is installed, but the look at the cluster finds only %q", found)
+	if found, err := s.inCluster(t.Context()); err != nil || len(found) < 8 {
+		t.Fatalf("Leasehold is installed, but the look at the cluster finds only %q, %v", found, err)
 	}
 	p.deleteBase()
 	p.helm("install", "--create-namespace")
@@ -118,47 +118,46 @@ func (p *place) drain() {
 // mustBeGone waits until there is nothing of Leasehold's any more but what manifests/README.md says.
 func (s *suite) mustBeGone(t *testing.T) {
 	t.Helper()
-	s.eventually(t, "nothing of Leasehold's is in the cluster", func(context.Context) error {
-		if found := s.mustLookForRests(t); len(found) > 0 {
-			return fmt.Errorf("there are %q", found)
+	s.eventually(t, "nothing of Leasehold's is in the cluster", func(ctx context.Context) error {
+		found, err := s.inCluster(ctx)
+		if err == nil && len(found) > 0 {
+			err = fmt.Errorf("there are %q", found)
 		}
-		return nil
+		return err
 	})
 	s.eventually(t, "nothing of Leasehold's is on the node", s.nodeHoldsNothing)
 	s.eventually(t, "nothing is in Vault", s.vaultHoldsNothing)
 }
 
-// mustLookForRests lists every object of the cluster whose metadata name Leasehold, of whatever kind the API server has. Events are left out:
-// they tell what was.
-func (s *suite) mustLookForRests(t *testing.T) (found []string) {
-	t.Helper()
+// inCluster lists every object whose metadata name Leasehold, of whatever kind the API server has. Events are left out: they tell what was.
+func (s *suite) inCluster(ctx context.Context) (found []string, err error) {
 	kinds, err := s.bed.Client().Discovery().ServerPreferredResources()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	config := s.bed.RESTConfig()
 	config.WarningHandler = clientrest.NoWarnings{}
 	client, err := metadata.NewForConfig(config)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	for _, list := range kinds {
 		version, err := schema.ParseGroupVersion(list.GroupVersion)
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		for _, kind := range list.APIResources {
 			if !slices.Contains(kind.Verbs, "list") || kind.Name == "events" || kind.Name == "componentstatuses" {
 				continue
 			}
-			objects, err := client.Resource(version.WithResource(kind.Name)).List(t.Context(), metav1.ListOptions{})
+			objects, err := client.Resource(version.WithResource(kind.Name)).List(ctx, metav1.ListOptions{})
 			if err != nil {
-				t.Fatalf("listing %s: %v", kind.Name, err)
+				return nil, fmt.Errorf("listing %s: %w", kind.Name, err)
 			}
 			for _, object := range objects.Items {
 				text, err := json.Marshal(object.ObjectMeta)
 				if err != nil {
-					t.Fatal(err)
+					return nil, err
 				}
 				if strings.Contains(string(text), "leasehold") || object.Name == "vault-csi-provider-hmac-key" {
 					found = append(found, strings.Join([]string{kind.Name, object.Namespace, object.Name}, "/"))
@@ -166,7 +165,7 @@ func (s *suite) mustLookForRests(t *testing.T) (found []string) {
 			}
 		}
 	}
-	return found
+	return found, nil
 }
 
 // nodeHoldsNothing looks for processes, files, logs, and pods' folders.
