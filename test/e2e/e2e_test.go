@@ -2,7 +2,11 @@
 
 package e2e_test
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/leasehold-csi/leasehold/test/bed"
+)
 
 type scenario struct {
 	name string
@@ -71,6 +75,9 @@ func TestEndToEnd(t *testing.T) {
 			scenario{"every node is asked", s.allNodes},
 			scenario{"installed and taken away", s.installed},
 		)
+	}
+	if s.bed.State().Form != bed.Kind { // whose pods cannot be reached from here
+		alone = append([]scenario{{"a Prometheus that finds nothing wrong", s.monitored}}, alone...)
 	}
 	t.Run("together", func(t *testing.T) {
 		for _, c := range together {
