@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/leasehold-csi/leasehold/internal/keeper"
 )
@@ -180,8 +181,14 @@ func (h *History) of(node, namespace, pod string) Timeline {
 	return out
 }
 
-// cut bounds a sentence.
+// cut bounds a sentence, and leaves nothing in it that a terminal obeys.
 func cut(says string) string {
+	says = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, says)
 	if len(says) <= maxSays {
 		return says
 	}

@@ -131,7 +131,7 @@ func (c *Cluster) prepare() error {
 func (c *Cluster) Synced() bool { return c.informer.HasSynced() }
 
 // Pod returns the pod of that UID from the cache, reduced to identity, service account, grace period, deletion, phase, the
-// DisruptionTarget condition, and what Started, SubPath and Overrides tell. It must not be changed. Not there means little before
+// DisruptionTarget condition, and what Started, EndedBecause, SubPath and Overrides tell. It must not be changed. Not there means little before
 // Synced, and even then the cache may lag: see LivePod.
 func (c *Cluster) Pod(uid string) (*corev1.Pod, bool) {
 	found, err := c.informer.GetIndexer().ByIndex(byUID, uid)
@@ -266,6 +266,7 @@ func strip(obj any) (any, error) {
 		},
 		Status: corev1.PodStatus{Phase: pod.Status.Phase, ContainerStatuses: started(pod)},
 	}
+	kept.Status.Reason, kept.Status.Message = endOf(pod)
 	for _, condition := range pod.Status.Conditions {
 		if condition.Type == corev1.DisruptionTarget {
 			kept.Status.Conditions = []corev1.PodCondition{condition}

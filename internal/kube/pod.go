@@ -1,7 +1,9 @@
 package kube
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +34,25 @@ func Started(pod *corev1.Pod) (first time.Time) {
 		}
 	}
 	return first
+}
+
+// EndedBecause says why a pod failed, as far as its status tells: because of the node, such as Evicted with the resource that was low, or for want
+// of memory. Empty when it does not tell.
+func EndedBecause(pod *corev1.Pod) string {
+	reason, message := endOf(pod)
+	return strings.TrimSuffix(reason+": "+message, ": ")
+}
+
+func endOf(pod *corev1.Pod) (reason, message string) {
+	if pod.Status.Reason != "" {
+		return pod.Status.Reason, cut(pod.Status.Message)
+	}
+	for _, s := range pod.Status.ContainerStatuses {
+		if ended := s.State.Terminated; ended != nil && ended.Reason == "OOMKilled" {
+			return ended.Reason, fmt.Sprintf("container %q wanted more memory than its limit or the node had", s.Name)
+		}
+	}
+	return "", ""
 }
 
 // SubPath names a container of the pod that mounts the volume by subPath, and so never sees its files change; empty when there

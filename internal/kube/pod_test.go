@@ -26,6 +26,30 @@ import (
 	"github.com/leasehold-csi/leasehold/internal/kube"
 )
 
+// Why a pod failed is told as its status has it, also from the cache.
+func TestEndedBecause(t *testing.T) {
+	killed := corev1.ContainerStatus{Name: "app", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Reason: "OOMKilled"}}}
+	done := corev1.ContainerStatus{Name: "done", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Reason: "Completed"}}}
+	for want, status := range map[string]corev1.PodStatus{
+		"": {ContainerStatuses: []corev1.ContainerStatus{done}},
+		"Evicted: The node was low on resource: memory.":                               {Reason: "Evicted", Message: "The node was low on resource: memory."},
+		`OOMKilled: container "app" wanted more memory than its limit or the node had`: {ContainerStatuses: []corev1.ContainerStatus{done, killed}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pod := newPod("web", "u1")
+			pod.Status = status
+			if got := kube.EndedBecause(pod); got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			c, _ := start(t, fake.NewSimpleClientset(pod))
+			cached, _ := c.Pod("u1")
+			if got := kube.EndedBecause(cached); got != want {
+				t.Errorf("from the cache: got %q, want %q", got, want)
+			}
+		})
+	}
+}
+
 // TestStarted: the first start of any container counts, also of one that has ended or was restarted, and it survives the cache.
 func TestStarted(t *testing.T) {
 	at := func(second int) metav1.Time { return metav1.Unix(int64(1000+second), 0) }

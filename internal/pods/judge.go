@@ -112,6 +112,11 @@ func (j *Judge) Ended(ctx context.Context, g grant.Grant) grant.Verdict {
 	case err != nil:
 		j.unwatchable(err)
 	}
+	if object == ObjectTerminal {
+		if because := kube.EndedBecause(pod); because != "" {
+			verdict.Reason += " (" + because + ")"
+		}
+	}
 	verdict.Grace, verdict.Started = seenGrace, started
 	verdict.Announced = j.cluster.Announced(g.Volume.PodUID)
 	verdict.Warning = j.conclude(g.Volume, verdict)

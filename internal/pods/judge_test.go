@@ -250,6 +250,27 @@ func TestForceDelete(t *testing.T) {
 	})
 }
 
+// Why the pod failed is part of the reason.
+func TestEviction(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.ask()
+		api := b.client.CoreV1().Pods("shop")
+		pod, err := api.Get(t.Context(), "db-0", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pod.Status = corev1.PodStatus{Phase: corev1.PodFailed, Reason: "Evicted", Message: "The node was low on resource: memory."}
+		if _, err := api.UpdateStatus(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		b.unmount()
+		if v := b.expect("evicted", true); !strings.Contains(v.Reason, "(Evicted: The node was low on resource: memory.)") {
+			t.Errorf("the reason is %q", v.Reason)
+		}
+	})
+}
+
 func TestJobCompletion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
