@@ -15,10 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
-	"sigs.k8s.io/secrets-store-csi-driver/pkg/client/clientset/versioned"
 
 	"github.com/leasehold-csi/leasehold/internal/admin"
 	"github.com/leasehold-csi/leasehold/internal/audit"
@@ -38,10 +35,6 @@ const openbaoSocket = "openbao.sock"
 
 // drainLimit bounds the wait for logins and reads at shutdown; Vault itself gives none more than 90 s.
 const drainLimit = grant.RequestLimit
-
-// apiRate is how many requests a second the Kubernetes API is asked at most: a drained node ends all its pods at once, and each
-// end is believed only after a live GET.
-const apiRate = 25
 
 // serve runs the provider until ctx ends.
 func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -133,34 +126,13 @@ type node struct {
 
 // wire builds everything; nothing runs yet.
 func wire(o options, ledger *store.Store, records *audit.Log, tracer trace.Tracer, log *slog.Logger) (*node, error) {
-	access := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(&clientcmd.ClientConfigLoadingRules{ExplicitPath: o.kubeconfig}, nil)
-	config, err := access.ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("finding the Kubernetes API: %w", err)
-	}
-	namespace, _, err := access.Namespace()
-	if err != nil {
-		return nil, fmt.Errorf("finding the provider's own namespace: %w", err)
-	}
-	config.QPS, config.Burst = apiRate, 2*apiRate
 	meters := newMeters()
-	kube.Observe(config, meters.apiRequests.Answered)
-	client, err := kubernetes.NewForConfig(config)
+	api, err := connect(o.kubeconfig, meters.apiRequests.Answered)
 	if err != nil {
-		return nil, fmt.Errorf("making a Kubernetes client: %w", err)
+		return nil, err
 	}
-	events, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("making a Kubernetes client for events: %w", err)
-	}
-	unlimited := rest.CopyConfig(config)
-	unlimited.QPS = -1 // a class is read once for a volume, and the volumes under way are bounded
-	classes, err := versioned.NewForConfig(unlimited)
-	if err != nil {
-		return nil, fmt.Errorf("making a client for SecretProviderClasses: %w", err)
-	}
-	cluster := kube.New(kube.Config{Client: client, EventClient: events, Classes: classes, Node: o.node, Log: log})
-	key := kube.NewSharedKey(kube.SharedKeyConfig{Client: client, Namespace: namespace, Name: o.keySecret, Log: log, Found: func(key []byte) {
+	cluster := kube.New(kube.Config{Client: api.client, EventClient: api.events, Classes: api.classes, Node: o.node, Log: log})
+	key := kube.NewSharedKey(kube.SharedKeyConfig{Client: api.client, Namespace: api.namespace, Name: o.keySecret, Log: log, Found: func(key []byte) {
 		if err := ledger.SetVersionKey(key); err != nil {
 			log.Warn("the next process may begin with other object versions", "err", err)
 		}
@@ -209,7 +181,8 @@ func wire(o options, ledger *store.Store, records *audit.Log, tracer trace.Trace
 	})
 	adminSocket := server.NewSocket(admin.SocketPath(o.stateDir))
 	return &node{options: o, log: log, admin: adminSocket, sockets: append(sockets, adminSocket),
-		client: client, rights: kube.Rights(o.node, namespace, o.keySecret), meters: meters, cluster: cluster, judge: judge, key: key, keeper: k, history: history, drivers: drivers,
+		client: api.client, rights: kube.Rights(o.node, api.namespace, o.keySecret), meters: meters,
+		cluster: cluster, judge: judge, key: key, keeper: k, history: history, drivers: drivers,
 		health: server.Health{Addr: o.healthAddr, Alive: k.Alive, Ready: ready, Metrics: meters.registry}}, nil
 }
 
