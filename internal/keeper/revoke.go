@@ -24,7 +24,7 @@ func (k *Keeper) LeftToExpire(g grant.Grant) string {
 }
 
 // revoke gives a grant back to Vault and forgets it once it is certainly gone.
-func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (next grant.Instant, err error) {
+func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (grant.Instant, error) {
 	braked := k.LeftToExpire(g) != ""
 	switch now := k.Now(); {
 	case g.Busy(now):
@@ -48,7 +48,7 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (next grant.Instant,
 	if g, err = k.revokeCertificates(ctx, client, g); err != nil {
 		return k.later(g, err)
 	}
-	if err := k.probe(ctx, client, g); err != nil {
+	if err = k.probe(ctx, client, g); err != nil {
 		return k.later(g, err)
 	}
 	_, err = within(ctx, grant.RequestTimeout, func(ctx context.Context) (struct{}, error) {
@@ -59,6 +59,7 @@ func (k *Keeper) revoke(ctx context.Context, g grant.Grant) (next grant.Instant,
 		return 0, k.forget(g, Revoked)
 	case vault.KindOf(err) == vault.InvalidToken && k.sameCluster(ctx, client, g):
 		k.tellKept(g, "the token that could have revoked them was revoked outside of Leasehold")
+		err = nil // what was to be reached is
 		return 0, k.forget(g, AlreadyGone)
 	}
 	return k.later(g, err)
