@@ -65,7 +65,12 @@ func TroubleOf(err error) Trouble {
 		return Busy
 	case Unreachable, InDoubt:
 		return Away
-	case Distrusted, NotVault, Empty, Shared:
+	case Empty:
+		if e.AtLogin() {
+			return Strange
+		}
+		return WrongRequest
+	case Distrusted, NotVault, Shared:
 		return Strange
 	case Denied, Invalid, NotFound, Unrenewable:
 		switch {

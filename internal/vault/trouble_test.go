@@ -34,6 +34,8 @@ func troubles(t *testing.T) {
 		{"read", 400, "unknown role: web", vault.RoleGone},
 		{"read", 400, "missing argument", vault.WrongRequest},
 		{"read", 404, "", vault.NothingThere},
+		{"read", 204, "", vault.WrongRequest},
+		{"login", 204, "", vault.Strange},
 		{"read", 500, "dial tcp 127.0.0.1:5432: connect: connection refused", vault.BackEnd},
 		{"read", 500, "storage is full", vault.Broken},
 		{"read", 403, "invalid token", vault.RevokedElsewhere},
@@ -42,7 +44,11 @@ func troubles(t *testing.T) {
 		{"renew", 400, "lease not found", vault.RevokedElsewhere},
 		{"renew", 400, "lease is not renewable", ""},
 	} {
-		client, err := (&vault.Pool{RoundTripper: says{c.status, "application/json", "", `{"errors":["` + c.says + `"]}`}}).Client(spec.Server{Address: "http://vault.test"}, "shop")
+		body := `{"errors":["` + c.says + `"]}`
+		if c.status == http.StatusNoContent {
+			body = ""
+		}
+		client, err := (&vault.Pool{RoundTripper: says{c.status, "application/json", "", body}}).Client(spec.Server{Address: "http://vault.test"}, "shop")
 		if err != nil {
 			t.Fatal(err)
 		}

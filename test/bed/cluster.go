@@ -131,6 +131,7 @@ patches:
     - {op: replace, path: /spec/template/spec/containers/0/imagePullPolicy, value: Never}
     - {op: add, path: /spec/template/spec/containers/0/args/-, value: --vault-addr=%s}
     - {op: add, path: /spec/template/spec/containers/0/args/-, value: --log-level=debug}
+    - {op: add, path: /spec/template/spec/containers/0/args/-, value: --audit-log=-}
 `, b.state.Vault.Address)
 	for _, pattern := range b.openAddresses() {
 		_, _ = fmt.Fprintf(&kustomization, "    - {op: add, path: /spec/template/spec/containers/0/args/-, value: %q}\n", "--allow-vault-addr="+pattern)

@@ -92,7 +92,8 @@ func (b *Bed) startLightProvider(ctx context.Context) error {
 			"--kubelet-dir", b.state.KubeletDir,
 			"--vault-addr", b.state.Vault.Address,
 			"--health-addr", b.state.Provider.HealthAddress,
-			"--log-level", "debug",
+			"--log-level", "debug", "--log-format", "json",
+			"--audit-log", b.AuditLog(),
 		}
 		for _, pattern := range b.openAddresses() {
 			args = append(args, "--allow-vault-addr", pattern)
@@ -103,6 +104,9 @@ func (b *Bed) startLightProvider(ctx context.Context) error {
 		return b.state.Provider.Endpoint, b.await(ctx, "provider", b.lightProviderReady)
 	})
 }
+
+// AuditLog is the file of the provider's audit log in the light form; in the others it goes to the standard output.
+func (b *Bed) AuditLog() string { return b.log("provider-audit") }
 
 // Provider returns the command line of the provider's process in the light form.
 func (b *Bed) Provider() []string { return slices.Clone(b.process("provider").Args) }

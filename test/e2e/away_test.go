@@ -75,6 +75,7 @@ func (s *suite) endsWithoutDatabase(t *testing.T) {
 		p.delete(pod, metav1.DeleteOptions{})
 		p.awaitObjectGone(pod)
 		p.awaitEvent(pod.Name, "RevocationFailing", "the back end of", "is down, so the revocation waits for it")
+		p.awaitCause(pod.Name, "BackEndDown", false, `the engine "database" works with`)
 		if tokens, err := p.tokens(t.Context()); err != nil || len(tokens) != 1 {
 			t.Errorf("the token should live on: %v, %v", tokens, err)
 		}

@@ -34,6 +34,7 @@ func TestEndToEnd(t *testing.T) {
 		{"a class that changes", s.classChanges},
 		{"leases that are kept at the end", s.keptAtTheEnd},
 		{"tokens that cannot carry leases", s.tokensThatCannotCarry},
+		{"what is told of a pod", s.explains},
 		{"credentials that are revoked by hand", s.revokedByHand},
 		{"credentials that will lapse", s.willLapse},
 		{"a wrong service account", s.wrongServiceAccount},
@@ -94,7 +95,4 @@ func TestEndToEnd(t *testing.T) {
 	})
 	t.Run("nothing is left", s.nothingIsLeft)
 	t.Run("no secret was told", s.noSecretWasTold)
-	if !s.hasKubelet() {
-		t.Run("no secret was traced", s.noSecretWasTraced)
-	}
 }

@@ -488,6 +488,9 @@ func (p *place) tell(ctx context.Context) {
 	} else {
 		p.t.Logf("leasehold leases: %v", err)
 	}
+	if value, err := getJSON(ctx, admin.Client(p.adminDir()), "http://leasehold/v1/events?namespace="+p.ns); err == nil {
+		p.t.Logf("what happened: %v", value)
+	}
 	if text, err := p.logs.text(); err == nil {
 		lines := strings.Split(strings.TrimSpace(text), "\n")
 		p.t.Logf("the provider's log ends with\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,6 +68,9 @@ func (s *suite) providerComesBack(t *testing.T) {
 		t.Fatal("the provider was not replaced")
 	}
 	p.mustLogIn(credentials)
+	if e, text, err := p.explain(t.Context(), pod.Name); err != nil || !e.Killed && !s.hasKubelet() || !strings.Contains(text, "took over what its store holds: a grant") {
+		t.Errorf("leasehold explain says\n%s%v", text, err)
+	}
 	s.awaitMounts(t, 2) // the new process counts from zero, and there is no other pod
 	for request, count := range s.audit(t, mark, p.ns) {
 		if request == "update auth/kubernetes/login" || request == "read database/creds/"+p.role {
@@ -189,11 +193,13 @@ func (s *suite) sealedVault(t *testing.T) {
 	})
 	pod := p.create(newPod("patient", "db"))
 	p.awaitComplaint(pod.Name, "Vault is sealed", "unseal Vault; it is tried again")
+	p.awaitCause(pod.Name, "VaultSealed", false, "vault operator unseal -address="+s.bed.State().Vault.Address)
 	if err := s.bed.UnsealVault(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	unsealed = true
 	p.awaitRunning(pod)
+	p.awaitCause(pod.Name, "VaultSealed", true, "What failed before", "nothing fails now")
 	credentials := p.login(pod)
 	p.mustLogIn(credentials)
 	held := p.mustHold(1)

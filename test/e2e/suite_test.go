@@ -37,7 +37,9 @@ type suite struct {
 	vault   *api.Client // with the root token
 	classes dynamic.NamespaceableResourceInterface
 	logs    *providerLogs
-	secrets *canaries
+	// heard is what the admin socket told, and events are those of the API server.
+	heard, events *heard
+	secrets       *canaries
 	// interrupted is closed when somebody wants the tests to end early.
 	interrupted <-chan struct{}
 }
@@ -69,6 +71,7 @@ func start(t *testing.T) *suite {
 		Group: "secrets-store.csi.x-k8s.io", Version: "v1", Resource: "secretproviderclasses",
 	})
 	s.logs = followProvider(t, s.bed)
+	s.heard, s.events = listen(t, s.askAdmin), listen(t, s.askEvents)
 	s.watchBedsOwnSecrets(t)
 	return s
 }

@@ -126,16 +126,8 @@ func (s *suite) tracesAreSent(t *testing.T) {
 	p.awaitNothing()
 }
 
-// noSecretWasTraced searches all that the collector received.
-func (s *suite) noSecretWasTraced(t *testing.T) {
+// tracesText is all that the collector received.
+func (s *suite) tracesText(context.Context) (string, error) {
 	text, err := os.ReadFile(s.bed.State().Collector.Traces)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Contains(text, []byte(`"login"`)) {
-		t.Error("the collector received no login, so its traces prove nothing")
-	}
-	if found := s.secrets.foundIn(string(text)); len(found) > 0 {
-		t.Errorf("the traces hold %q", found)
-	}
+	return string(text), err
 }

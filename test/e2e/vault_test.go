@@ -16,8 +16,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/api"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 	"github.com/leasehold-csi/leasehold/test/bed"
 )
@@ -179,27 +177,4 @@ func (s *suite) vaultHoldsNothing(ctx context.Context) error {
 		return fmt.Errorf("there are %d leases, %d login tokens, %d database users", len(leases), len(tokens), len(users))
 	}
 	return nil
-}
-
-// noSecretWasTold searches what the provider logged, at debug level, and all events.
-func (s *suite) noSecretWasTold(t *testing.T) {
-	text, err := s.logs.text()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(text, "level=DEBUG") {
-		t.Error("the provider does not log at debug level, so its log proves nothing")
-	}
-	if found := s.secrets.foundIn(text); len(found) > 0 {
-		t.Errorf("the provider's log holds %q", found)
-	}
-	events, err := s.bed.Client().CoreV1().Events("").List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, event := range events.Items {
-		if found := s.secrets.foundIn(event.Message); len(found) > 0 {
-			t.Errorf("an event %s of %s holds %q", event.Reason, event.InvolvedObject.Name, found)
-		}
-	}
 }
