@@ -38,6 +38,7 @@ type (
 		AuthMount      string  `json:"authMount"`
 		Role           string  `json:"role"`
 		TokenSeconds   *int64  `json:"tokenSeconds,omitempty"`
+		RenewSeconds   *int64  `json:"renewSeconds,omitempty"`
 		Leases         []lease `json:"leases,omitempty"`
 		Failures       int     `json:"failures,omitempty"`
 		Cause          string  `json:"cause,omitempty"`
@@ -169,7 +170,8 @@ func (n *node) openBreaker() {
 func held(id, namespace, pod, volume, role string, leases ...lease) grant {
 	return grant{
 		ID: id, State: "Active", Namespace: namespace, Pod: pod, UID: "uid of " + pod, Volume: volume, Class: "vault-" + volume, ServiceAccount: role,
-		Vault: "https://vault.internal:8200", AuthMount: "kubernetes", Role: role, TokenSeconds: new(seconds(59 * time.Minute)), Leases: leases,
+		Vault: "https://vault.internal:8200", AuthMount: "kubernetes", Role: role, Leases: leases,
+		TokenSeconds: new(seconds(59 * time.Minute)), RenewSeconds: new(seconds(9 * time.Minute)),
 	}
 }
 
@@ -195,7 +197,7 @@ func busy(t *testing.T) *node {
 	superseded := held("6", "shop", "checkout-7d9f8b5c44-m4x9t", "creds", "checkout", leased("database/creds/checkout", 41*time.Minute, time.Hour))
 	superseded.State = "Superseded"
 	pending := held("7", "shop", "mailer-6c7d9-zz81k", "smtp", "mailer")
-	pending.State, pending.TokenSeconds = "Pending", nil
+	pending.State, pending.TokenSeconds, pending.RenewSeconds = "Pending", nil, nil
 	n := start(t,
 		held("1", "shop", "orders-6b7f9c9d8-8hs5w", "creds", "orders", leased("database/creds/orders-rw", 4*time.Minute, time.Hour), replaced, leased("rabbitmq/creds/orders", time.Minute, 30*time.Minute)),
 		held("2", "shop", "checkout-7d9f8b5c44-m4x9t", "creds", "checkout", leased("database/creds/checkout", 2*time.Minute, time.Hour)),
