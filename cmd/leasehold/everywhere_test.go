@@ -99,7 +99,7 @@ func TestAllNodes(t *testing.T) {
 			"f-refused pod-of-f-refused you may not run commands in the provider's pods: no pods/exec",
 			"g-down pod-of-g-down its pod does not run: it is Pending",
 		}, []string{partial + "1 answered, and what the others hold is not known"}, ""},
-		{"leases -o json", "down late", 3, []string{`"version":1,"nodes":[{"version":1,"node":"a-late","grants":[{"id":"late"`,
+		{"leases -o json", "down late", 3, []string{`"version":1,"nodes":[{"version":1,"node":"a-late",`, `"grants":[{"id":"late"`,
 			`"unreachable":[{"node":"g-down","pod":"pod-of-g-down","problem":"its pod does not run: it is Pending"}]`}, []string{partial}, ""},
 		{"leases", "down", 3, []string{"UNREACHABLE", "g-down"}, []string{partial + "0 answered"}, ""},
 		{"leases", "", 1, nil, []string{"no pod and no DaemonSet with the label app.kubernetes.io/name=leasehold is in namespace leasehold"}, ""},
