@@ -76,7 +76,12 @@ func (b *Bed) startLightProvider(ctx context.Context) error {
 		if err != nil {
 			return "", err
 		}
+		uiPort, err := b.freePort()
+		if err != nil {
+			return "", err
+		}
 		b.state.Provider.HealthAddress = net.JoinHostPort(b.state.Host, strconv.Itoa(port))
+		b.state.Provider.UIAddress = net.JoinHostPort("127.0.0.1", strconv.Itoa(uiPort))
 		b.state.Provider.Endpoint = b.path("providers", "vault.sock")
 		b.state.Provider.StateDir = b.lightStateDir()
 		if err := os.MkdirAll(b.state.Provider.StateDir, 0o700); err != nil {
@@ -91,7 +96,7 @@ func (b *Bed) startLightProvider(ctx context.Context) error {
 			"--state-dir", b.state.Provider.StateDir,
 			"--kubelet-dir", b.state.KubeletDir,
 			"--vault-addr", b.state.Vault.Address,
-			"--health-addr", b.state.Provider.HealthAddress,
+			"--health-addr", b.state.Provider.HealthAddress, "--ui-addr", b.state.Provider.UIAddress,
 			"--log-level", "debug", "--log-format", "json",
 			"--audit-log", b.AuditLog(),
 		}

@@ -60,10 +60,11 @@ type PostgresState struct {
 type ProviderState struct {
 	// Binary is the program on this machine.
 	Binary string `json:"binary,omitempty"`
-	// StateDir, Endpoint and HealthAddress are the provider's own view of its flags.
+	// StateDir, Endpoint, HealthAddress and UIAddress are the provider's own view of its flags. It has a page in the light form only.
 	StateDir      string `json:"stateDir,omitempty"`
 	Endpoint      string `json:"endpoint,omitempty"`
 	HealthAddress string `json:"healthAddress,omitempty"`
+	UIAddress     string `json:"uiAddress,omitempty"`
 	// Namespace and DaemonSet name it in the cluster (full form).
 	Namespace string `json:"namespace,omitempty"`
 	DaemonSet string `json:"daemonSet,omitempty"`

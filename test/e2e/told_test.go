@@ -40,7 +40,7 @@ func (s *suite) sources() []source {
 		{"the metrics", s.metrics, "leasehold_calls_total"},
 	}
 	if !s.hasKubelet() {
-		sources = append(sources, source{"the traces", s.tracesText, `"login"`})
+		sources = append(sources, source{"the traces", s.tracesText, `"login"`}, source{"the page", s.pageText, "logged in to"})
 	}
 	return sources
 }
@@ -77,6 +77,19 @@ func (s *suite) auditText(context.Context) (string, error) {
 	}
 	text, err := os.ReadFile(s.bed.AuditLog())
 	return string(text), err
+}
+
+// pageText is the page with what it is made of, at this moment.
+func (s *suite) pageText(ctx context.Context) (string, error) {
+	var all strings.Builder
+	for _, path := range []string{"/", "/v1/leases", "/v1/events"} {
+		text, err := get(ctx, http.DefaultClient, "http://"+s.bed.State().Provider.UIAddress+path)
+		if err != nil {
+			return "", err
+		}
+		all.Write(text)
+	}
+	return all.String(), nil
 }
 
 // heard are texts that were told while the tests ran, and can be asked for no more at their end; each once.
@@ -173,6 +186,14 @@ func listen(t *testing.T, ask func(context.Context, *heard)) *heard {
 }
 
 func getJSON(ctx context.Context, client *http.Client, url string) (value any, err error) {
+	text, err := get(ctx, client, url)
+	if err == nil {
+		err = json.Unmarshal(text, &value)
+	}
+	return value, err
+}
+
+func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -182,11 +203,7 @@ func getJSON(ctx context.Context, client *http.Client, url string) (value any, e
 		return nil, err
 	}
 	defer func() { _ = response.Body.Close() }()
-	text, err := io.ReadAll(response.Body)
-	if err == nil {
-		err = json.Unmarshal(text, &value)
-	}
-	return value, err
+	return io.ReadAll(response.Body)
 }
 
 // explain is what `leasehold explain` says of a pod of the place: as JSON, and for people.
