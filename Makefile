@@ -87,6 +87,10 @@ crash: ## Kill the provider before and after each of its effects, on the light b
 chaos: ## Stop and kill parts of the full bed for TIME (default 10m) under pods that use their credentials; root
 	CHAOS_TIME='$(TIME)' CHAOS_SEED='$(SEED)' BED=full go test -tags e2e -count=1 -v -timeout 0 -run '^TestChaos$$' ./test/e2e
 
+.PHONY: night
+night: ## A bad night on the full bed, watched by Prometheus: what is seen goes to docs/night; about an hour; root
+	BED=full NIGHT_OUT=$(CURDIR)/docs/night go test -tags e2e -count=1 -v -timeout 3h -run '^TestBadNight$$' ./test/e2e
+
 .PHONY: bench
 bench: ## Measure against bare requests to Vault, on the light bed and, for ends of pods, the full one; BENCH='-short' counts only
 	@go build -o bin/bench ./test/bench

@@ -27,6 +27,9 @@ var manifests embed.FS
 
 const driverModule = "sigs.k8s.io/secrets-store-csi-driver"
 
+// uiAddress is that of the provider's page within its pod.
+const uiAddress = "127.0.0.1:8081"
+
 // kubectl runs the bed's own kubectl as administrator and returns its output.
 func (b *Bed) kubectl(ctx context.Context, stdin []byte, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, b.program(tool.Kubernetes, "kubectl"), args...)
@@ -132,7 +135,8 @@ patches:
     - {op: add, path: /spec/template/spec/containers/0/args/-, value: --vault-addr=%s}
     - {op: add, path: /spec/template/spec/containers/0/args/-, value: --log-level=debug}
     - {op: add, path: /spec/template/spec/containers/0/args/-, value: --audit-log=-}
-`, b.state.Vault.Address)
+    - {op: add, path: /spec/template/spec/containers/0/args/-, value: --ui-addr=%s}
+`, b.state.Vault.Address, uiAddress)
 	for _, pattern := range b.openAddresses() {
 		_, _ = fmt.Fprintf(&kustomization, "    - {op: add, path: /spec/template/spec/containers/0/args/-, value: %q}\n", "--allow-vault-addr="+pattern)
 	}

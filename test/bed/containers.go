@@ -105,7 +105,7 @@ func (b *Bed) rollOutProvider(ctx context.Context) error {
 		if err != nil {
 			return "", err
 		}
-		b.state.Provider.Namespace, b.state.Provider.DaemonSet = set.Namespace, set.Name
+		b.state.Provider.Namespace, b.state.Provider.DaemonSet, b.state.Provider.UIAddress = set.Namespace, set.Name, uiAddress
 		b.state.Provider.StateDir = "/run/leasehold"
 		return "DaemonSet " + set.Namespace + "/" + set.Name, b.ApplyProvider(ctx)
 	})

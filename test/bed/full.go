@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"text/template"
 
@@ -144,6 +145,24 @@ func (b *Bed) startNode(ctx context.Context, addresses network) error {
 			return b.ctr(ctx, "version")
 		})
 	})
+}
+
+// LimitMemory leaves the node's containers that many bytes beside what they use now, until the limit is lifted.
+func (b *Bed) LimitMemory(more int64) (lift func() error, err error) {
+	dir, used, limit, none := filepath.Join("/sys/fs/cgroup", b.cgroup()), "memory.current", "memory.max", "max"
+	if _, err := os.Stat(dir); err != nil { // version 1 of cgroups
+		dir, used, limit, none = filepath.Join("/sys/fs/cgroup/memory", b.cgroup()), "memory.usage_in_bytes", "memory.limit_in_bytes", "-1"
+	}
+	text, err := os.ReadFile(filepath.Join(dir, used))
+	if err != nil {
+		return nil, fmt.Errorf("looking what memory the node uses: %w", err)
+	}
+	use, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("looking what memory the node uses: %w", err)
+	}
+	set := func(value string) error { return os.WriteFile(filepath.Join(dir, limit), []byte(value), 0o600) }
+	return func() error { return set(none) }, set(strconv.FormatInt(use+more, 10))
 }
 
 // writeNodeFiles fills in the templates in folder node. The CNI configuration gets a folder of its own.

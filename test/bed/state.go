@@ -60,7 +60,7 @@ type PostgresState struct {
 type ProviderState struct {
 	// Binary is the program on this machine.
 	Binary string `json:"binary,omitempty"`
-	// StateDir, Endpoint, HealthAddress and UIAddress are the provider's own view of its flags. It has a page in the light form only.
+	// StateDir, Endpoint, HealthAddress and UIAddress are the provider's own view of its flags.
 	StateDir      string `json:"stateDir,omitempty"`
 	Endpoint      string `json:"endpoint,omitempty"`
 	HealthAddress string `json:"healthAddress,omitempty"`

@@ -435,6 +435,22 @@ func (c *chaos) setDisturbed(disturbed bool) {
 
 // killProvider sends SIGKILL, and takes the pod away lest kubelet's back-off make an outage of it.
 func (c *chaos) killProvider(ctx context.Context) error {
+	if err := killProvider(); err != nil {
+		return err
+	}
+	c.count("kills")
+	pod, err := c.providerPod(ctx)
+	if err == nil {
+		err = c.bed.Client().CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))})
+	}
+	if err != nil {
+		c.t.Logf("the provider's pod: %v", err) // it may be gone already
+	}
+	return c.poll(ctx, pace, func(ctx context.Context) error { _, err := c.providerPod(ctx); return err })
+}
+
+// killProvider sends SIGKILL to the provider that runs in a container.
+func killProvider() error {
 	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return err
@@ -444,17 +460,9 @@ func (c *chaos) killProvider(ctx context.Context) error {
 		if args := strings.Split(string(line), "\x00"); len(args) > 1 && args[0] == "/leasehold" {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
 			_ = syscall.Kill(pid, syscall.SIGKILL)
-			c.count("kills")
 		}
 	}
-	pod, err := c.providerPod(ctx)
-	if err == nil {
-		err = c.bed.Client().CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))})
-	}
-	if err != nil {
-		c.t.Logf("the provider's pod: %v", err) // it may be gone already
-	}
-	return c.poll(ctx, pace, func(ctx context.Context) error { _, err := c.providerPod(ctx); return err })
+	return nil
 }
 
 // replacePods deletes a few pods of each sort and makes others.
