@@ -115,7 +115,9 @@ func TestOverlayDriver(t *testing.T) {
 // What watches the provider is rendered with the dashboard, which is what Grafana's sidecar looks for; both ways to scrape give the
 // names that the rules know.
 func TestMonitoring(t *testing.T) {
-	objects := parse(t, kustomize(t, filepath.Join(manifests, "monitoring")))
+	documents := kustomize(t, filepath.Join(manifests, "monitoring"))
+	golden(t, "monitoring.yaml", documents)
+	objects := parse(t, documents)
 	dashboard := objects["ConfigMap leasehold leasehold-dashboard"]
 	if text(dashboard, "metadata", "labels", "grafana_dashboard") != "1" || text(dashboard, "data", "leasehold.json") != read(t, "monitoring/dashboard.json") {
 		t.Errorf("the dashboard's ConfigMap is %v", dashboard)
