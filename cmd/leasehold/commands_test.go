@@ -174,7 +174,7 @@ func kubectlRule(t *testing.T, args []string) error {
 		}
 		return leaseholdRule(t, args[i+2:])
 	}
-	verbs := []string{"apply", "delete", "describe", "get", "label", "patch", "rollout", "wait"}
+	verbs := []string{"apply", "delete", "describe", "exec", "get", "label", "logs", "patch", "port-forward", "proxy", "rollout", "wait"}
 	if !slices.ContainsFunc(args, func(arg string) bool { return slices.Contains(verbs, arg) }) {
 		return fmt.Errorf("none of the verbs %v", verbs)
 	}
@@ -227,7 +227,10 @@ func helmRule(t *testing.T, args []string) error {
 var runWithVault = []string{"vault list sys/leases/lookup/", "vault lease lookup ", "vault lease revoke "} // docs/migration.md
 
 // doneByAPI are commands that the test bed and the end-to-end tests have no need of: they do the same by Vault's API.
-var doneByAPI = []string{"vault auth enable ", "vault auth list", "vault secrets enable ", "vault write -wrap-ttl=10m -f auth/approle/role/NAME/secret-id"}
+var doneByAPI = []string{
+	"vault auth enable ", "vault auth list", "vault secrets enable ", "vault list auth/token/accessors",
+	"vault token lookup -accessor ", "vault token revoke -accessor ", "vault write -wrap-ttl=10m -f auth/approle/role/NAME/secret-id",
+}
 
 func vaultRule(t *testing.T, args []string) error {
 	call := "vault " + strings.Join(args, " ")
