@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/leasehold-csi/leasehold/internal/keeper"
+	"github.com/leasehold-csi/leasehold/internal/vault/vaulttest"
 )
 
 // changes are what a keeper tells.
@@ -89,6 +90,23 @@ func TestTellsOfEachChangeOnce(t *testing.T) {
 		n.end("p")
 		n.expect("pod ended", 0, 0, 0)
 		told.expect(t, "pod ended", "PodEnded, Revoked")
+	})
+}
+
+// New credentials in the place of those that no renewal lengthens are a rotation.
+func TestTellsOfARotation(t *testing.T) {
+	following(t, func(t *testing.T, n *node, told *changes) {
+		n.vault.Dynamic(creds, vaulttest.Dynamic{TTL: 20 * time.Minute, MaxTTL: 40 * time.Minute})
+		req := n.request("p", wantCreds...)
+		n.mount(req)
+		told.take()
+		for range 40 {
+			time.Sleep(time.Minute)
+			n.mount(req)
+		}
+		if got := told.take(); strings.Count(got, "Rotated "+creds) != 1 || strings.Contains(got, "Issued") || strings.Contains(got, "Refreshed") {
+			t.Errorf("told %s, want one rotation", got)
+		}
 	})
 }
 
