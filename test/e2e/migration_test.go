@@ -163,6 +163,17 @@ func (m *migration) awaitOther(pod *corev1.Pod, than login) login {
 	return now
 }
 
+// awaitDead waits until credentials that Leasehold gave have ended, which Vault does a moment after it was told to.
+func (m *migration) awaitDead(l login) {
+	m.t.Helper()
+	m.eventually(m.t, "what Leasehold gave a pod ends with it", func(ctx context.Context) error {
+		if m.bed.CanLogIn(ctx, l.user, l.password) == nil {
+			return errors.New("it works")
+		}
+		return nil
+	})
+}
+
 // awaitHeld waits until Leasehold holds the volumes of these pods and of no other.
 func (m *migration) awaitHeld(pods ...string) {
 	m.t.Helper()
@@ -182,20 +193,14 @@ func (m *migration) awaitHeld(pods ...string) {
 	})
 }
 
-// awaitCalls waits until somebody has answered two more Mounts.
-func (m *migration) awaitCalls(who string, count func() (int, error)) {
+// awaitRepublishes waits until Leasehold has answered the driver twice more: what it answered before is in the volumes then.
+func (m *migration) awaitRepublishes() {
 	m.t.Helper()
-	before, err := count()
+	before, err := m.mounts(m.t.Context())
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.eventually(m.t, who+" answers the driver", func(context.Context) error {
-		now, err := count()
-		if err == nil && now < before+2 {
-			err = fmt.Errorf("it has answered %d calls", now-before)
-		}
-		return err
-	})
+	m.awaitMounts(m.t, before["OK"]+2)
 }
 
 // readyz is what the provider says of itself.
@@ -254,6 +259,7 @@ func (s *suite) migrates(t *testing.T) {
 	m.owners(existingName, "leasehold")
 	p.shell(`kubectl patch secretproviderclass tried --type=merge -p '{"spec":{"provider":"leasehold"}}'`)
 	m.awaitHeld("moves")
+	m.awaitRepublishes()
 	moved := p.login(moves)
 	p.mustLogIn(moved)
 	p.awaitEvent(moves.Name, "StartedEmpty")
@@ -262,9 +268,7 @@ func (s *suite) migrates(t *testing.T) {
 	freshly := p.login(fresh)
 	p.delete(fresh, metav1.DeleteOptions{})
 	m.awaitHeld("moves")
-	if err := p.bed.CanLogIn(t.Context(), freshly.user, freshly.password); err == nil {
-		t.Error("what Leasehold gave a pod outlives it")
-	}
+	m.awaitDead(freshly)
 
 	// 4: the existing provider leaves, and Leasehold's pod is made anew.
 	old.grpc.GracefulStop()
@@ -274,17 +278,9 @@ func (s *suite) migrates(t *testing.T) {
 	m.leasehold(m.vaultSocket, m.ownSocket)
 	m.owners("leasehold", "leasehold")
 	m.awaitHeld("moves", "stays")
-	ours := p.login(stays)
-	if ours == theirs {
-		t.Error("Leasehold holds a volume whose files it did not write")
-	}
-	p.mustLogIn(ours)
+	ours := m.awaitOther(stays, theirs)
 	p.awaitEvent(stays.Name, "StartedEmpty")
-	calls := func() (int, error) {
-		answered, err := s.mounts(t.Context())
-		return answered["OK"], err
-	}
-	m.awaitCalls("Leasehold", calls)
+	m.awaitRepublishes()
 	if p.login(stays) != ours || p.login(moves) != moved {
 		t.Error("a republish changed credentials that Leasehold holds")
 	}
@@ -292,7 +288,7 @@ func (s *suite) migrates(t *testing.T) {
 	// An existing provider that returns too early takes the path, but not the driver's connection. Leasehold says who it was.
 	early := s.startExisting(t, m.vaultSocket)
 	m.owners(existingName, "leasehold")
-	m.awaitCalls("Leasehold", calls)
+	m.awaitRepublishes()
 	if n := early.mounts.Load(); n > 0 {
 		t.Errorf("the driver called the existing provider %d times", n)
 	}
@@ -313,14 +309,14 @@ func (s *suite) migrates(t *testing.T) {
 	back := s.startExisting(t, m.vaultSocket)
 	m.owners(existingName, "leasehold")
 	m.awaitOther(stays, ours)
-	m.awaitCalls("the existing provider", func() (int, error) { return int(back.mounts.Load()), nil })
+	if back.mounts.Load() == 0 {
+		t.Error("it was not the existing provider that changed them")
+	}
 	m.awaitHeld("moves", "stays")
 	p.mustLogIn(ours)
 	p.delete(stays, metav1.DeleteOptions{})
 	m.awaitHeld("moves")
-	if err := p.bed.CanLogIn(t.Context(), ours.user, ours.password); err == nil {
-		t.Error("what Leasehold gave a pod that went back outlives it")
-	}
+	m.awaitDead(ours)
 
 	// 4 again, and what the existing provider left.
 	back.grpc.GracefulStop()
@@ -352,10 +348,13 @@ func (m *migration) revokesLeftovers(living *corev1.Pod, its login) {
 		m.t.Fatalf("the existing provider should have left leases, and there are %v: %v", h, err)
 	}
 	m.shell(m.documented("    leases=", "creds/my-app", "creds/"+m.role, "'-15 minutes'", "now"))
-	h, err := m.holds(m.t.Context())
-	if err != nil || len(h.leases) != 1 || len(h.users) != 1 || h.users[0] != its.user {
-		m.t.Errorf("only the lease of pod %s should be left, and there are %v: %v", living.Name, h, err)
-	}
+	m.eventually(m.t, "only the lease of pod "+living.Name+" is left", func(ctx context.Context) error { // Vault revokes a moment later
+		h, err := m.holds(ctx)
+		if err == nil && (len(h.leases) != 1 || len(h.users) != 1 || h.users[0] != its.user) {
+			err = fmt.Errorf("there are %v", h)
+		}
+		return err
+	})
 	m.mustLogIn(its)
 }
 
