@@ -57,11 +57,24 @@ func (s *suite) installed(t *testing.T) {
 	if found, err := s.inCluster(t.Context()); err != nil || len(found) < 8 {
 		t.Fatalf("Leasehold is installed, but the look at the cluster finds only %q, %v", found, err)
 	}
+	if s.nodeHoldsNothing(t.Context()) == nil {
+		t.Fatal("Leasehold is installed, but the look at the node finds nothing")
+	}
 	p.deleteBase()
 	p.helm("install", "--create-namespace")
 	untouched("the chart took the kustomization's place")
 	p.helm("upgrade", "--set logLevel=info")
 	untouched("an upgrade with another value")
+	another := filepath.Join(nodeRoot(s.bed.State()), "run", "another-kubelet")
+	if err := os.MkdirAll(filepath.Join(another, "pods"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.helm("upgrade", "--set kubeletRootDir=/run/another-kubelet")
+	untouched("an upgrade with a kubelet folder of nobody's")
+	blind := p.create(newPod("blind", "db"))
+	p.awaitComplaint(blind.Name, `below "/var/lib/kubelet"`, "does not see in its --kubelet-dir /run/another-kubelet")
+	p.delete(blind, metav1.DeleteOptions{})
+	p.awaitObjectGone(blind)
 	if s.bed.State().Form == bed.Full {
 		if err := s.bed.TagImage(t.Context(), "leasehold:dev", "leasehold:next"); err != nil {
 			t.Fatal(err)
@@ -75,6 +88,9 @@ func (s *suite) installed(t *testing.T) {
 	p.drain()
 	p.shell(`helm uninstall leasehold --namespace leasehold --wait; command kubectl delete namespace leasehold`)
 	s.mustBeGone(t)
+	if err := os.RemoveAll(another); err != nil {
+		t.Error(err)
+	}
 
 	if err := s.bed.ApplyProvider(t.Context()); err != nil {
 		t.Fatal(err)
