@@ -376,14 +376,16 @@ func TestServe(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = conn.Close() })
 		driver, request := v1alpha1.NewCSIDriverProviderClient(conn), mountRequest(t, provider, sent)
-		_, err = driver.Mount(ctx, request, grpc.WaitForReady(true))
-		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), `below "/var/lib/kubelet"`) {
-			t.Fatalf("%s: a volume of another kubelet folder: %v", provider, err)
+		if i == 0 {
+			_, err := driver.Mount(ctx, request, grpc.WaitForReady(true))
+			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), `below "/var/lib/kubelet"`) {
+				t.Fatalf("a pod of another kubelet folder: %v", err)
+			}
 		}
 		if err := os.MkdirAll(filepath.Join(dir, "pods", "0f8a-11", "volumes", "kubernetes.io~csi", provider), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		resp, err := driver.Mount(ctx, request)
+		resp, err := driver.Mount(ctx, request, grpc.WaitForReady(true))
 		if err != nil {
 			t.Fatalf("%s: %v", provider, err)
 		}

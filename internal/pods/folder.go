@@ -41,7 +41,22 @@ func (f folders) exists(v spec.VolumeKey) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if _, err = os.Lstat(path); err == nil {
+	return f.there(path)
+}
+
+// hasPod tells whether there is a folder of the volume's pod, which kubelet makes before anything in it and removes last.
+func (f folders) hasPod(v spec.VolumeKey) (bool, error) {
+	path, err := f.path(v)
+	if err != nil {
+		return false, err
+	}
+	return f.there(filepath.Join(path, "..", "..", ".."))
+}
+
+// there tells whether a path below the folder of all pods exists, which must be readable for a no.
+func (f folders) there(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if err == nil {
 		return true, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {

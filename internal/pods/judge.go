@@ -124,15 +124,15 @@ func (j *Judge) Ended(ctx context.Context, g grant.Grant) grant.Verdict {
 }
 
 // Sees returns what speaks against KubeletDir being the folder of the kubelet that mounts a volume at this moment, and names it by
-// kubeletDir: that kubelet has made the volume's folder before it asked for the mount. What cannot be looked at proves nothing.
+// kubeletDir: that kubelet has made the pod's folder before it asked for the mount. What cannot be looked at proves nothing.
 func (j *Judge) Sees(v spec.VolumeKey, kubeletDir string) error {
-	if present, err := j.folders.exists(v); present || err != nil {
+	if present, err := j.folders.hasPod(v); present || err != nil {
 		return nil //nolint:nilerr // see above
 	}
 	j.toldDir.Do(func() {
 		j.log.Error("--kubelet-dir is not the folder of the kubelet that mounts: nothing is mounted until it is", "kubelet-dir", j.folders.kubelet, "kubelet", kubeletDir)
 	})
-	return fmt.Errorf("kubelet has the folder of this volume below %s, which the provider does not see in its --kubelet-dir %s, so that it could not see the pod's end: "+
+	return fmt.Errorf("kubelet has the folder of this pod below %s, which the provider does not see in its --kubelet-dir %s, so that it could not see the pod's end: "+
 		"have the provider's pod mount kubelet's folder of pods, and name it in --kubelet-dir (kubeletRootDir of the chart), or say --no-kubelet-dir",
 		spec.Quote(kubeletDir), j.folders.kubelet)
 }

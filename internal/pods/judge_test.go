@@ -614,6 +614,10 @@ func TestSees(t *testing.T) {
 		}
 		sees("kubelet's", true)
 		b.unmount()
+		sees("kubelet's, which takes the volume away meanwhile", true)
+		if err := os.RemoveAll(filepath.Join(b.dir, "pods", uid)); err != nil {
+			t.Fatal(err)
+		}
 		sees("another one's", false)
 		if err := os.RemoveAll(filepath.Join(b.dir, "pods")); err != nil {
 			t.Fatal(err)
