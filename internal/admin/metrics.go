@@ -4,7 +4,6 @@ import (
 	"context"
 	"math"
 	"runtime"
-	"slices"
 	"strconv"
 	"time"
 
@@ -159,7 +158,7 @@ func (m Metrics) count(grants []grant.Grant) counts {
 const (
 	// current: a volume shows what it stands for, and it is renewed or will be replaced.
 	current = "current"
-	// overdue: it should have been replaced at a republish, and none came.
+	// overdue: it is near its end, and should have been replaced at a republish.
 	overdue = "overdue"
 	// lapsed: it ended, and the volume still shows what it stood for.
 	lapsed = "lapsed"
@@ -182,7 +181,7 @@ func leaseState(g grant.Grant, l grant.Lease, now grant.Instant) string {
 		return superseded
 	case ended:
 		return lapsed
-	case slices.Contains(l.Warned, grant.Late):
+	case g.Overdue(l, now):
 		return overdue
 	}
 	return current

@@ -65,8 +65,8 @@ func TestMetrics(t *testing.T) {
 	lease := func(left time.Duration) grant.Lease {
 		return grant.Lease{Term: grant.NewTerm(now.Add(-time.Minute), left+time.Minute, true)}
 	}
-	replaced, late := lease(5*time.Minute), lease(10*time.Minute)
-	replaced.Superseded, late.Warned = true, []grant.Warning{grant.Late}
+	replaced, late := lease(5*time.Minute), grant.Lease{Term: grant.NewTerm(now.Add(-25*time.Minute), 30*time.Minute, false)}
+	replaced.Superseded = true
 	tests := map[string]struct {
 		held   grant.Grant
 		change func(*admin.Metrics)
@@ -83,9 +83,9 @@ func TestMetrics(t *testing.T) {
 				"grants Active": 1, "leases current": 1, "next_lapse_seconds": 1200, "failing_grants renew": 1, "failing_next_lapse_seconds": 1200,
 			},
 		},
-		"a lease that nobody asks to replace, and one that ended": {
+		"a lease that should have been replaced, and one that ended": {
 			held: grant.Grant{State: grant.Active, Login: token, Leases: []grant.Lease{late, lease(0)}},
-			want: map[string]float64{"grants Active": 1, "leases overdue": 1, "leases lapsed": 1, "next_lapse_seconds": 600},
+			want: map[string]float64{"grants Active": 1, "leases overdue": 1, "leases lapsed": 1, "next_lapse_seconds": 300},
 		},
 		"what a token that ended took along": {
 			held: grant.Grant{State: grant.Active, Login: token.Lost(now - 1), Leases: []grant.Lease{lease(20 * time.Minute)}},

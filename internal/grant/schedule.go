@@ -241,17 +241,31 @@ const (
 	Frozen Warning = "Frozen"
 )
 
+// end is the term that a lease ends with: its own, or that of a token that ends before and that no renewal lengthens. fixed says that it
+// ends, and no renewal lengthens it.
+func (g *Grant) end(l Lease, now Instant) (end Term, fixed bool) {
+	end = l.Term
+	if !g.Login.Extends() && g.Login.Left(now) < l.Term.Left(now) {
+		end = g.Login
+	}
+	return end, end.TTL != 0 && !end.Extends()
+}
+
+// Overdue reports whether a lease is near its end, and should have been replaced: half of the time for that is gone, whether nobody has
+// asked for another one or Vault gave none.
+func (g *Grant) Overdue(l Lease, now Instant) bool {
+	end, fixed := g.end(l, now)
+	return g.State == Active && !l.Superseded && g.LeaseLeft(l, now) > 0 && fixed && now >= end.LateAt(g.Gap)
+}
+
 // Warnings are those that a lease calls for at now and that were not given yet. asked is when a Mount last asked for the
 // volume's files; frozen says that a container mounts them by subPath.
 func (g *Grant) Warnings(l Lease, now, asked Instant, frozen bool) []Warning {
 	if g.State != Active || l.Superseded || g.LeaseLeft(l, now) == 0 {
 		return nil
 	}
-	ends := l.Term
-	if !g.Login.Extends() && g.Login.Left(now) < l.Term.Left(now) {
-		ends = g.Login
-	}
-	if ends.TTL == 0 || ends.Extends() {
+	ends, fixed := g.end(l, now)
+	if !fixed {
 		return nil
 	}
 	var warnings []Warning

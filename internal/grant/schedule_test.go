@@ -233,6 +233,33 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+func TestOverdue(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(*grant.Grant)
+		want   bool
+	}{
+		{"near its end", func(*grant.Grant) {}, true},
+		{"not near enough", func(g *grant.Grant) { g.Leases[0].Term = grant.NewTerm(boot, 31*time.Minute, false) }, false},
+		{"renewable", func(g *grant.Grant) { g.Leases[0].Term.Renewable = true }, false},
+		{"its token near its end", func(g *grant.Grant) {
+			g.Leases[0].Term.Renewable = true
+			g.Login = grant.NewTerm(boot, 28*time.Minute, false)
+		}, true},
+		{"superseded", func(g *grant.Grant) { g.Leases[0].Superseded = true }, false},
+		{"over", func(g *grant.Grant) { g.Leases[0].Term = grant.NewTerm(boot, 25*time.Minute, false) }, false},
+		{"nothing shows it", func(g *grant.Grant) { g.State = grant.Partial }, false},
+	}
+	for _, test := range tests {
+		g := leased()
+		g.Leases[0].Term = grant.NewTerm(boot, 30*time.Minute, false)
+		test.change(g)
+		if got := g.Overdue(g.Leases[0], boot.Add(25*time.Minute)); got != test.want {
+			t.Errorf("%s: %t", test.name, got)
+		}
+	}
+}
+
 func TestLapse(t *testing.T) {
 	g := leased()
 	if got := g.Lapse(boot); got != boot.Add(10*time.Minute) {

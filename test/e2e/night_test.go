@@ -32,10 +32,10 @@ const (
 	// nightPace is by how much faster the night's alerts are than those of manifests/monitoring: their `for`, their ranges, and what they
 	// compare seconds with.
 	nightPace = 5
-	// nightTTL is the life of a night's credentials: renewals come about every other minute, and none lapses while Vault is sealed.
-	nightTTL = 20 * time.Minute
+	// nightTTL is the life of a night's credentials: none lapses while Vault is sealed, and their renewals are due before it is unsealed.
+	nightTTL = 16 * time.Minute
 	// shortLife is that of the role that is deleted: its credentials can be seen to near their end.
-	shortLife = 6 * time.Minute
+	shortLife = 8 * time.Minute
 )
 
 // TestBadNight lets happen, one after another, what people on call dread, while a real Prometheus evaluates the rules: the alerts fire and
@@ -67,8 +67,7 @@ type night struct {
 	alerts *prometheus.Server
 	out    *os.File
 	apps   []*corev1.Pod
-	ledger *corev1.Pod // of the role that is deleted
-	kept   map[string]login
+	kept   map[string]login // what the apps showed when they had started
 
 	mu     sync.Mutex
 	firing map[string]time.Time // :: alert → since when
@@ -286,26 +285,35 @@ func (n *night) picture(name, about string) {
 	n.write(fmt.Sprintf("\n![%s](%s.png)\n\n", about, name))
 }
 
-// allKept wants every pod that lives to show the credentials that it showed in the evening, and them to work.
+// allKept wants every pod that lives to show the credentials that it showed before, and them to work.
 func (n *night) allKept() {
 	n.t.Helper()
 	for _, pod := range n.apps {
 		n.eventually(n.t, "pod "+pod.Name+" logs in with its credentials", func(ctx context.Context) error {
 			l := n.login(pod)
 			if l != n.kept[pod.Name] {
-				n.t.Fatalf("pod %s has other credentials than in the evening, although they could have been kept", pod.Name)
+				n.t.Fatalf("pod %s has other credentials than before, although those could have been kept", pod.Name)
 			}
 			return n.bed.CanLogIn(ctx, l.user, l.password)
 		})
 	}
-	n.tellf("all %d pods log in with the credentials that they had in the evening", len(n.apps))
+	n.tellf("all %d pods log in with the credentials that they had before", len(n.apps))
 }
 
 func (n *night) app(name, class string) *corev1.Pod {
 	pod := newPod(name, class)
 	pod.Spec.TerminationGracePeriodSeconds = new(int64(2))
 	n.logInAlways(pod)
-	return n.create(pod)
+	pod = n.create(pod)
+	n.apps = append(n.apps, pod)
+	return pod
+}
+
+// awaitApp waits until an app runs, and keeps what it shows.
+func (n *night) awaitApp(pod *corev1.Pod) {
+	n.t.Helper()
+	n.awaitRunning(pod)
+	n.kept[pod.Name] = n.login(pod)
 }
 
 func (n *night) evening() {
@@ -317,17 +325,11 @@ What %s wrote on %s, on the full test bed: a real kubelet, Vault and PostgreSQL,
 	n.heading("The evening")
 	n.makeRole(n.role, map[string]any{"default_ttl": nightTTL.String(), "max_ttl": "24h"})
 	n.databaseClass()
-	short := n.role + "x"
-	n.makeRole(short, map[string]any{"default_ttl": shortLife.String(), "max_ttl": "24h"})
-	n.class("ledger", map[string]string{"roleName": "my-app-role", "objects": credentials(short)})
 	for i := range 3 {
-		n.apps = append(n.apps, n.app(fmt.Sprintf("shop-%d", i), "db"))
+		n.app(fmt.Sprintf("shop-%d", i), "db")
 	}
-	n.ledger = n.app("ledger", "ledger")
-	n.apps = append(n.apps, n.ledger)
 	for _, pod := range n.apps {
-		n.awaitRunning(pod)
-		n.kept[pod.Name] = n.login(pod)
+		n.awaitApp(pod)
 	}
 	n.tellf("%d pods run, and log in to the database twice a second", len(n.apps))
 	n.awaitCalm()
@@ -339,6 +341,14 @@ func (n *night) vaultIsSealed(length time.Duration) {
 	if err := n.bed.SealVault(ctx); err != nil {
 		n.t.Fatal(err)
 	}
+	sealed := true
+	n.t.Cleanup(func() {
+		if sealed {
+			if err := n.bed.UnsealVault(context.WithoutCancel(ctx)); err != nil {
+				n.t.Error(err)
+			}
+		}
+	})
 	unseal := time.Now().Add(length)
 	n.tellf("Vault is sealed")
 	late := n.app("late", "db")
@@ -351,11 +361,10 @@ func (n *night) vaultIsSealed(length time.Duration) {
 	if err := n.bed.UnsealVault(ctx); err != nil {
 		n.t.Fatal(err)
 	}
+	sealed = false
 	n.tellf("Vault is unsealed")
-	n.awaitRunning(late)
+	n.awaitApp(late)
 	n.tellf("pod %s runs", late.Name)
-	n.kept[late.Name] = n.login(late)
-	n.apps = append(n.apps, late)
 	n.awaitCalm()
 	n.allKept()
 }
@@ -399,14 +408,29 @@ func (n *night) roleIsDeleted() {
 	n.heading("A role is deleted in Vault")
 	ctx := n.t.Context()
 	role := n.role + "x"
+	make := func() { n.makeRole(role, map[string]any{"default_ttl": shortLife.String(), "max_ttl": "24h"}) }
+	make()
+	n.class("ledger", map[string]string{"roleName": "my-app-role", "objects": credentials(role)})
+	ledger := n.app("ledger", "ledger")
+	n.awaitApp(ledger)
+	n.tellf("pod %s runs", ledger.Name)
 	if _, err := n.vault.Logical().DeleteWithContext(ctx, "database/roles/"+role); err != nil {
 		n.t.Fatal(err)
 	}
-	n.tellf("the database role of pod %s is deleted", n.ledger.Name)
-	n.explained(n.ledger, role)
-	n.awaitFiring("LeaseholdRenewalsFailing", "LeaseholdCredentialsLapsing")
-	n.makeRole(role, map[string]any{"default_ttl": shortLife.String(), "max_ttl": "24h"})
+	n.tellf("its database role is deleted")
+	n.explained(ledger, role)
+	n.awaitFiring("LeaseholdCredentialsNotReplaced")
+	make()
 	n.tellf("the role is made again, before the credentials lapsed")
+	n.eventually(n.t, "pod ledger has new credentials", func(ctx context.Context) error {
+		l := n.login(ledger)
+		if l == n.kept[ledger.Name] {
+			return errors.New("it shows those of before")
+		}
+		return n.bed.CanLogIn(ctx, l.user, l.password)
+	})
+	n.kept[ledger.Name] = n.login(ledger)
+	n.tellf("pod %s has new credentials: those before could not be renewed any more, and still live", ledger.Name)
 	n.awaitCalm()
 	n.allKept()
 }
