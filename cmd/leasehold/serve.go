@@ -96,7 +96,7 @@ func mounted(o options) error {
 
 func openStore(ctx context.Context, o options, log *slog.Logger) (*store.Store, error) {
 	s, err := store.Open(ctx, store.Config{
-		Dir: o.stateDir, AllowDisk: o.allowDisk, MaxBytes: o.stateMax, Now: bootTime,
+		Dir: o.stateDir, AllowDisk: o.allowDisk, MaxBytes: o.stateMax, KubeletDir: o.kubeletDir, Now: bootTime,
 		Waiting: func() { log.Info("waiting for the process that holds the store", "dir", o.stateDir) },
 	})
 	if err == nil && s.Damaged().File != "" {

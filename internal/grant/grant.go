@@ -69,7 +69,7 @@ type Grant struct {
 	BusyUntil Instant
 	// Tried is when a Mount last asked for this grant.
 	Tried Instant
-	// FolderSeen says that kubelet's folder of the volume was seen by a provider of this node, so its absence means something.
+	// FolderSeen says that kubelet's folder of the volume was seen where this node's provider looks, so its absence means something.
 	FolderSeen bool
 	// Grace is the pod's termination grace period as last seen; zero when never seen.
 	Grace time.Duration

@@ -147,17 +147,7 @@ func (r *record) grant() grant.Grant {
 // rebase lets every life begin anew at now with its stated length: the file comes from another boot, so its instants mean
 // nothing. An end reckoned too late only makes a renewal come too early.
 func rebase(tx *bbolt.Tx, now grant.Instant) error {
-	var grants []grant.Grant
-	err := tx.Bucket(ledgerBucket).ForEach(func(_, v []byte) error {
-		if g, err := decodeGrant(v); err == nil {
-			grants = append(grants, g)
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("reading the ledger of an earlier boot: %w", err)
-	}
-	for _, g := range grants {
+	err := changeAll(tx, func(g *grant.Grant) {
 		g.Created, g.Tried, g.BusyUntil = now, now, now.Add(grant.RequestLimit)
 		g.GivenUp = min(g.GivenUp, now)
 		g.Login = restarted(g.Login, now)
@@ -167,11 +157,32 @@ func rebase(tx *bbolt.Tx, now grant.Instant) error {
 		for i := range g.Certificates {
 			g.Certificates[i].Term = restarted(g.Certificates[i].Term, now)
 		}
+	})
+	if err != nil {
+		return err
+	}
+	return rebaseAnswers(tx, now)
+}
+
+// changeAll changes every grant of an earlier process that can be read.
+func changeAll(tx *bbolt.Tx, change func(*grant.Grant)) error {
+	var grants []grant.Grant
+	err := tx.Bucket(ledgerBucket).ForEach(func(_, v []byte) error {
+		if g, err := decodeGrant(v); err == nil {
+			grants = append(grants, g)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("reading the ledger of an earlier process: %w", err)
+	}
+	for _, g := range grants {
+		change(&g)
 		if err := putGrant(tx, g); err != nil {
 			return err
 		}
 	}
-	return rebaseAnswers(tx, now)
+	return nil
 }
 
 func restarted(t grant.Term, now grant.Instant) grant.Term {

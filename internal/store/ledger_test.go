@@ -259,6 +259,23 @@ func TestLivesBeginAnewAfterAnotherBoot(t *testing.T) {
 	}
 }
 
+// TestFoldersSeenElsewhere: that kubelet's folder of a volume is missing where nobody saw it proves nothing.
+func TestFoldersSeenElsewhere(t *testing.T) {
+	g := newGrant("1", "uid", "creds")
+	g.FolderSeen = true
+	dir := closedStore(t, g)
+	edit(t, dir, "meta", "kubelet-dir", nil) // as an earlier version left it
+	for i, below := range []string{"/var/lib/kubelet", "/var/lib/kubelet", "/var/lib/other"} {
+		cfg := config(dir)
+		cfg.KubeletDir = below
+		s := open(t, cfg)
+		if got, err := s.Get(g.ID); err != nil || got.FolderSeen != (i < 2) {
+			t.Errorf("process %d, which looks below %s: seen %t, %v", i, below, got.FolderSeen, err)
+		}
+		must(t, s.Close())
+	}
+}
+
 func TestAnswersOfAnotherBootAreReadAgain(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, config(dir))

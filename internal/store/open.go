@@ -38,7 +38,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		_ = lock.Close()
 		return nil, err
 	}
-	err = s.prepare(cfg.Now())
+	err = s.prepare(cfg.Now(), cfg.KubeletDir)
 	if err == nil && s.damaged.File != "" {
 		err = s.carryOver(cfg.AllowDisk, cfg.Now())
 	}
@@ -125,8 +125,9 @@ func (s *Store) open(path string) error {
 }
 
 // prepare makes the buckets, draws the key for object versions, counts the content, and starts lives anew when the file
-// comes from another boot (only with AllowDisk), whose instants mean nothing now.
-func (s *Store) prepare(now grant.Instant) error {
+// comes from another boot (only with AllowDisk), whose instants mean nothing now. Where kubelet's folders are looked for elsewhere than
+// before, none was seen.
+func (s *Store) prepare(now grant.Instant, kubeletDir string) error {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return fmt.Errorf("reading the boot id: %w", err)
@@ -154,6 +155,14 @@ func (s *Store) prepare(now grant.Instant) error {
 		}
 		if err := meta.Put(bootKey, boot); err != nil {
 			return fmt.Errorf("keeping the boot id: %w", err)
+		}
+		if last := meta.Get(kubeletKey); len(last) > 0 && string(last) != kubeletDir {
+			if err := changeAll(tx, func(g *grant.Grant) { g.FolderSeen = false }); err != nil {
+				return err
+			}
+		}
+		if err := meta.Put(kubeletKey, []byte(kubeletDir)); err != nil {
+			return fmt.Errorf("keeping where kubelet's folders are: %w", err)
 		}
 		return tx.Bucket(contentBucket).ForEach(func(k, v []byte) error {
 			id, _, _ := bytes.Cut(k, []byte("/"))

@@ -62,6 +62,7 @@ var (
 
 	bootKey    = []byte("boot-id")
 	versionKey = []byte("version-key")
+	kubeletKey = []byte("kubelet-dir")
 )
 
 // Config says where the store is and how large it may grow.
@@ -73,6 +74,9 @@ type Config struct {
 	// MaxBytes bounds the content of all volumes together; zero means DefaultMaxBytes. The ledger is not counted, so that
 	// renewals and revocations always have room.
 	MaxBytes int64
+	// KubeletDir is where this process looks for kubelet's folders of volumes; empty for nowhere. What an earlier process saw elsewhere
+	// proves nothing about what is missing here.
+	KubeletDir string
 	// Now reads CLOCK_BOOTTIME.
 	Now func() grant.Instant
 	// Waiting is called once when another process holds the store, before waiting for it; nil for no notice.
