@@ -147,11 +147,12 @@ func (b *Bed) startNode(ctx context.Context, addresses network) error {
 	})
 }
 
-// LimitMemory leaves the node's containers that many bytes beside what they use now, until the limit is lifted.
+// LimitMemory leaves the node's containers that many bytes beside what they use now, until the limit is lifted. It holds for those of any
+// other bed on this machine as well: containerd puts all of them into one cgroup.
 func (b *Bed) LimitMemory(more int64) (lift func() error, err error) {
-	dir, used, limit, none := filepath.Join("/sys/fs/cgroup", b.cgroup()), "memory.current", "memory.max", "max"
+	dir, used, limit, none := "/sys/fs/cgroup/k8s.io", "memory.current", "memory.max", "max"
 	if _, err := os.Stat(dir); err != nil { // version 1 of cgroups
-		dir, used, limit, none = filepath.Join("/sys/fs/cgroup/memory", b.cgroup()), "memory.usage_in_bytes", "memory.limit_in_bytes", "-1"
+		dir, used, limit, none = "/sys/fs/cgroup/memory/k8s.io", "memory.usage_in_bytes", "memory.limit_in_bytes", "-1"
 	}
 	text, err := os.ReadFile(filepath.Join(dir, used))
 	if err != nil {

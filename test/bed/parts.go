@@ -3,7 +3,10 @@ package bed
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -155,6 +158,36 @@ func (b *Bed) scaleDaemonSet(ctx context.Context, name types.NamespacedName, run
 func (b *Bed) rolledOut(ctx context.Context, name types.NamespacedName) error {
 	_, err := b.kubectl(ctx, nil, "rollout", "status", "daemonset/"+name.Name, "--namespace", name.Namespace, "--timeout=180s")
 	return err
+}
+
+// KillProvider sends SIGKILL to the provider, where that runs in a container, and does not wait for the next one.
+func (b *Bed) KillProvider() error {
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return fmt.Errorf("looking for the provider's process: %w", err)
+	}
+	for _, process := range processes {
+		line, _ := os.ReadFile(filepath.Join(process, "cmdline")) // it may have ended
+		pid, _ := strconv.Atoi(filepath.Base(process))
+		if !strings.HasPrefix(string(line), "/leasehold\x00") || !descends(pid, b.process("node").PID) {
+			continue
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			return fmt.Errorf("killing the provider: %w", err)
+		}
+	}
+	return nil
+}
+
+// descends tells whether a process is another one's child, or a child's child.
+func descends(pid, ancestor int) bool {
+	for pid > 1 && pid != ancestor {
+		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		_, parent, _ := strings.Cut(string(status), "\nPPid:\t")
+		parent, _, _ = strings.Cut(parent, "\n")
+		pid, _ = strconv.Atoi(parent)
+	}
+	return pid == ancestor
 }
 
 // Leases returns what `leasehold leases -o json` says in the running provider.

@@ -18,7 +18,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -435,7 +434,7 @@ func (c *chaos) setDisturbed(disturbed bool) {
 
 // killProvider sends SIGKILL, and takes the pod away lest kubelet's back-off make an outage of it.
 func (c *chaos) killProvider(ctx context.Context) error {
-	if err := killProvider(); err != nil {
+	if err := c.bed.KillProvider(); err != nil {
 		return err
 	}
 	c.count("kills")
@@ -447,22 +446,6 @@ func (c *chaos) killProvider(ctx context.Context) error {
 		c.t.Logf("the provider's pod: %v", err) // it may be gone already
 	}
 	return c.poll(ctx, pace, func(ctx context.Context) error { _, err := c.providerPod(ctx); return err })
-}
-
-// killProvider sends SIGKILL to the provider that runs in a container.
-func killProvider() error {
-	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		return err
-	}
-	for _, path := range processes {
-		line, _ := os.ReadFile(path)
-		if args := strings.Split(string(line), "\x00"); len(args) > 1 && args[0] == "/leasehold" {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
-	}
-	return nil
 }
 
 // replacePods deletes a few pods of each sort and makes others.

@@ -467,7 +467,7 @@ func (n *night) nodeIsOutOfMemory() {
 	n.explained(greedy, "the pod is over", "Failed")
 	for range 3 {
 		was := n.incarnation(n.t)
-		if err := killProvider(); err != nil {
+		if err := n.bed.KillProvider(); err != nil {
 			n.t.Fatal(err)
 		}
 		n.tellf("the provider is killed")
