@@ -29,8 +29,8 @@ import (
 )
 
 const (
-	// nightPace is by how much faster the night's alerts are than those of manifests/monitoring: their `for`, their ranges, and what they
-	// compare seconds with.
+	// nightPace is by how much sooner the night's alerts are than those of manifests/monitoring: their `for`, what they compare seconds
+	// with, and what they look back for an hour. Looks back for minutes stay: kubelet's pace stays, too.
 	nightPace = 5
 	// nightTTL is the life of a night's credentials: none lapses while Vault is sealed, and their renewals are due before it is unsealed.
 	nightTTL = 16 * time.Minute
@@ -94,7 +94,7 @@ func (s *suite) newNight(t *testing.T) *night {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n.alerts, err = prometheus.Start(t.Context(), t.TempDir(), faster(rules)); err != nil {
+	if n.alerts, err = prometheus.Start(t.Context(), t.TempDir(), sooner(rules)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.alerts.Stop)
@@ -105,20 +105,23 @@ func (s *suite) newNight(t *testing.T) *night {
 	return n
 }
 
-var ruleTimes = regexp.MustCompile(`(for: |\[|_seconds [<>] )(\d+)(m|h|)`)
+var ruleTimes = regexp.MustCompile(`(for: |_seconds [<>] |\[)(\d+)(m|h|\n)`)
 
-// faster returns rules whose times are shorter by nightPace.
-func faster(rules []byte) []byte {
+// sooner returns rules whose alerts come sooner by nightPace.
+func sooner(rules []byte) []byte {
 	return ruleTimes.ReplaceAllFunc(rules, func(match []byte) []byte {
 		parts := ruleTimes.FindSubmatch(match)
+		before, unit := string(parts[1]), string(parts[3])
 		number, _ := strconv.Atoi(string(parts[2]))
-		switch string(parts[3]) {
-		case "h":
-			return fmt.Appendf(nil, "%s%ds", parts[1], number*3600/nightPace)
-		case "m":
-			return fmt.Appendf(nil, "%s%ds", parts[1], number*60/nightPace)
+		switch {
+		case before == "[" && unit == "m":
+			return match
+		case unit == "h":
+			return fmt.Appendf(nil, "%s%ds", before, number*3600/nightPace)
+		case unit == "m":
+			return fmt.Appendf(nil, "%s%ds", before, number*60/nightPace)
 		}
-		return fmt.Appendf(nil, "%s%d", parts[1], number/nightPace)
+		return fmt.Appendf(nil, "%s%d%s", before, number/nightPace, unit)
 	})
 }
 
@@ -320,7 +323,8 @@ func (n *night) evening() {
 	n.write(fmt.Sprintf(`# A bad night
 
 What %s wrote on %s, on the full test bed: a real kubelet, Vault and PostgreSQL, and a real Prometheus with the rules of
-[manifests/monitoring](../../manifests/monitoring), whose times are shorter by the factor %d. The times are since the evening began.
+[manifests/monitoring](../../manifests/monitoring), whose 'for' is shorter by the factor %d, and an hour that they look back as well. The times are
+since the evening began.
 `, "`make night`", n.began.UTC().Format(time.DateOnly), nightPace))
 	n.heading("The evening")
 	n.makeRole(n.role, map[string]any{"default_ttl": nightTTL.String(), "max_ttl": "24h"})
