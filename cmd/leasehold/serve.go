@@ -177,7 +177,7 @@ func wire(o options, ledger *store.Store, records *audit.Log, tracer trace.Trace
 	}
 	ready := readiness(cluster, sockets)
 	meters.registry.MustRegister(records.Failures, admin.Metrics{
-		List: k.Grants, Usage: ledger.Usage, LeftToExpire: k.LeftToExpire, HeldEnds: judge.Held, BreakerOpen: k.BreakerOpen, Ready: ready, Now: bootTime,
+		List: k.Grants, Usage: ledger.Usage, LeftToExpire: k.LeftToExpire, EndHeld: judge.Held, BreakerOpen: k.BreakerOpen, Ready: ready, Now: bootTime,
 	})
 	adminSocket := server.NewSocket(admin.SocketPath(o.stateDir))
 	return &node{options: o, log: log, admin: adminSocket, sockets: append(sockets, adminSocket),

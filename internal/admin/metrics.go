@@ -23,8 +23,8 @@ type Metrics struct {
 	Usage func() (store.Usage, error)
 	// LeftToExpire says why the end of the pod revokes nothing of a grant; empty when it does.
 	LeftToExpire func(grant.Grant) string
-	// HeldEnds is of how many volumes the pod seems to be over, without proof that no container uses them any more.
-	HeldEnds func() int
+	// EndHeld tells of a volume whether its pod seems to be over, without proof that no container uses it any more.
+	EndHeld func(spec.VolumeKey) bool
 	// BreakerOpen tells whether revocations are held back.
 	BreakerOpen func() bool
 	// Ready returns what is missing before Mounts can be answered.
@@ -90,7 +90,7 @@ func (m Metrics) Collect(metrics chan<- prometheus.Metric) {
 	gauge(atRiskDesc, secondsTo(held.atRisk, m.Now()))
 	gauge(pendingDesc, float64(held.pending))
 	gauge(oldestDesc, held.oldest.Seconds())
-	gauge(heldDesc, float64(m.HeldEnds()))
+	gauge(heldDesc, float64(len(held.held)))
 	gauge(openDesc, one(m.BreakerOpen()))
 	gauge(readyDesc, one(m.Ready(context.Background()) == nil)) // a scrape brings no context along, and the look has limits of its own
 	gauge(contentDesc, float64(usage.Content))
@@ -122,11 +122,14 @@ type counts struct {
 	lapse, atRisk grant.Instant
 	pending       int
 	oldest        time.Duration
+	// held are the volumes whose ends are held.
+	held map[spec.VolumeKey]bool
 }
 
 func (m Metrics) count(grants []grant.Grant) counts {
 	now := m.Now()
-	c := counts{grants: map[grant.State]int{}, leases: map[string]int{}, failing: map[string]int{}, lapse: math.MaxInt64, atRisk: math.MaxInt64}
+	c := counts{grants: map[grant.State]int{}, leases: map[string]int{}, failing: map[string]int{}, lapse: math.MaxInt64, atRisk: math.MaxInt64,
+		held: map[spec.VolumeKey]bool{}}
 	for _, g := range grants {
 		c.grants[g.State]++
 		for _, l := range g.Leases {
@@ -135,6 +138,9 @@ func (m Metrics) count(grants []grant.Grant) counts {
 		lapse := g.Lapse(now)
 		c.lapse = min(c.lapse, lapse)
 		revoking := g.State == grant.Revoking
+		if !revoking && m.EndHeld(g.Volume) {
+			c.held[g.Volume] = true
+		}
 		switch {
 		case g.Failures == 0:
 		case revoking:

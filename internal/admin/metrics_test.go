@@ -26,7 +26,7 @@ func metrics(held ...grant.Grant) admin.Metrics {
 		List:         func() ([]grant.Grant, error) { return held, nil },
 		Usage:        func() (store.Usage, error) { return store.Usage{Content: 1000, Limit: 4000, File: 65536}, nil },
 		LeftToExpire: func(g grant.Grant) string { return g.Expire },
-		HeldEnds:     func() int { return 0 }, BreakerOpen: func() bool { return false },
+		EndHeld:      func(spec.VolumeKey) bool { return false }, BreakerOpen: func() bool { return false },
 		Ready: func(context.Context) error { return nil }, Now: func() grant.Instant { return now },
 	}
 }
@@ -105,15 +105,17 @@ func TestMetrics(t *testing.T) {
 			held: grant.Grant{State: grant.Revoking}, want: map[string]float64{"grants Revoking": 1, "pending_revocations": 1},
 		},
 		"what is left to run out": {
-			held: grant.Grant{State: grant.Revoking, Expire: "the class says so", GivenUp: now.Add(-time.Hour)}, want: map[string]float64{"grants Revoking": 1},
+			held:   grant.Grant{State: grant.Revoking, Expire: "the class says so", GivenUp: now.Add(-time.Hour)},
+			change: func(m *admin.Metrics) { m.EndHeld = func(spec.VolumeKey) bool { return true } }, // of a volume that it is taken from by hand
+			want:   map[string]float64{"grants Revoking": 1},
 		},
 		"a node in trouble": {
 			held: grant.Grant{State: grant.Partial},
 			change: func(m *admin.Metrics) {
-				m.HeldEnds, m.BreakerOpen = func() int { return 3 }, func() bool { return true }
+				m.EndHeld, m.BreakerOpen = func(spec.VolumeKey) bool { return true }, func() bool { return true }
 				m.Ready = func(context.Context) error { return errors.New("no pods yet") }
 			},
-			want: map[string]float64{"grants Partial": 1, "held_ends": 3, "breaker_open": 1, "ready": 0},
+			want: map[string]float64{"grants Partial": 1, "held_ends": 1, "breaker_open": 1, "ready": 0},
 		},
 	}
 	for name, tt := range tests {

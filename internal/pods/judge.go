@@ -137,18 +137,12 @@ func (j *Judge) Sees(v spec.VolumeKey, kubeletDir string) error {
 		spec.Quote(kubeletDir), j.folders.kubelet)
 }
 
-// Held is of how many volumes the pod is over or gone, by what the API says, while it is not certain that no container uses them any
-// more.
-func (j *Judge) Held() (held int) {
-	now := j.now()
+// Held reports whether a volume's pod is over or gone, by what the API says, while it is not certain that no container uses it any more.
+func (j *Judge) Held(v spec.VolumeKey) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for _, m := range j.volumes {
-		if m.held && now.Sub(m.asked) <= forgetAfter { // of one given up otherwise nobody asks any more
-			held++
-		}
-	}
-	return held
+	m := j.volumes[v]
+	return m != nil && m.held
 }
 
 // object returns the grant's pod, if it is there, what it says of the end, and whether the cache has it.

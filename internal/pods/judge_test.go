@@ -420,6 +420,9 @@ func TestGoneWhileTheFolderStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
 		b.expect("running", false)
+		if b.judge.Held(b.grant.Volume) {
+			t.Error("the end is held while the pod runs")
+		}
 		b.remove()
 		b.expect("gone", false)
 
@@ -427,8 +430,8 @@ func TestGoneWhileTheFolderStays(t *testing.T) {
 		if v := b.expect("kubelet silent for an hour", false); !strings.Contains(v.Warning, "held") {
 			t.Errorf("warning %q", v.Warning)
 		}
-		if held := b.judge.Held(); held != 1 {
-			t.Errorf("%d ends are held", held)
+		if !b.judge.Held(b.grant.Volume) {
+			t.Error("the end is not held")
 		}
 		time.Sleep(time.Minute)
 		if v := b.expect("a minute later", false); v.Warning != "" {
@@ -444,25 +447,8 @@ func TestGoneWhileTheFolderStays(t *testing.T) {
 		if v := b.renew(30 * time.Second); !v.Ended {
 			t.Errorf("not ended after an unbroken run of %v: %s", enough, v.Reason)
 		}
-		if held := b.judge.Held(); held != 0 {
-			t.Errorf("%d ends are held after the end", held)
-		}
-	})
-}
-
-// TestHeldEndThatNobodyAsksFor: what was given back by hand is held no more.
-func TestHeldEndThatNobodyAsksFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t)
-		b.expect("running", false)
-		if held := b.judge.Held(); held != 0 {
-			t.Errorf("%d ends are held while the pod runs", held)
-		}
-		b.remove()
-		b.expect("gone", false)
-		time.Sleep(time.Hour)
-		if held := b.judge.Held(); held != 0 {
-			t.Errorf("%d ends are held that nobody asks for", held)
+		if b.judge.Held(b.grant.Volume) {
+			t.Error("the end is held after it")
 		}
 	})
 }

@@ -83,10 +83,14 @@ func (s *suite) monitored(t *testing.T) {
 	}
 	// Ten evaluations in a row; what is pending would fire some time.
 	calm := 0
+	var last []string
 	s.eventually(t, "no alert is active", func(ctx context.Context) error {
 		active, err := server.Alerts(ctx)
-		if err == nil && len(active) > 0 {
-			err = fmt.Errorf("active: %v", names(active))
+		if err != nil {
+			return fmt.Errorf("%w; active before: %v", err, last)
+		}
+		if last = names(active); len(last) > 0 {
+			err = fmt.Errorf("active: %v", last)
 		}
 		if calm++; err != nil {
 			calm = 0
