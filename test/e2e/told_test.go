@@ -37,10 +37,10 @@ func (s *suite) sources() []source {
 		{"the audit log", s.auditText, `"action":"revoke"`},
 		{"what the admin socket told", s.heard.text, "logged in to"},
 		{"the events", s.events.text, "FailedMount"},
-		{"the metrics", s.metrics, "leasehold_calls_total"},
+		{"the metrics", s.metrics, "leasehold_build_info"},
 	}
 	if !s.hasKubelet() {
-		sources = append(sources, source{"the traces", s.tracesText, `"login"`}, source{"the page", s.pageText, "logged in to"})
+		sources = append(sources, source{"the traces", s.tracesText, `"login"`}, source{"the page", s.pageText, "<title>Leasehold</title>"})
 	}
 	return sources
 }
