@@ -35,7 +35,7 @@ const (
 	// nightTTL is the life of a night's credentials: none lapses while Vault is sealed, and their renewals are due before it is unsealed.
 	nightTTL = 16 * time.Minute
 	// shortLife is that of the role that is deleted: its credentials can be seen to near their end.
-	shortLife = 8 * time.Minute
+	shortLife = 6 * time.Minute
 )
 
 // TestBadNight lets happen, one after another, what people on call dread, while a real Prometheus evaluates the rules: the alerts fire and
@@ -469,7 +469,7 @@ func (n *night) nodeIsOutOfMemory() {
 		return fmt.Errorf("its status is %+v", now.Status)
 	})
 	n.tellf("pod %s took 2 GiB, and was killed for want of memory", greedy.Name)
-	n.explained(greedy, "the pod is over", "Failed")
+	n.explained(greedy, "the pod is over", "OOMKilled")
 	for range 3 {
 		was := n.incarnation(n.t)
 		if err := n.bed.KillProvider(); err != nil {
