@@ -29,9 +29,10 @@ import (
 )
 
 const (
-	// nightPace is by how much sooner the night's alerts are than those of manifests/monitoring: their `for`, what they compare seconds
-	// with, and what they look back for an hour. Looks back for minutes stay: kubelet's pace stays, too.
+	// nightPace is by how much sooner the night's alerts are than those of manifests/monitoring: their `for`, and what they compare seconds
+	// with. An hour that they look back becomes nightHour. Looks back for minutes stay: kubelet's pace stays, too.
 	nightPace = 5
+	nightHour = 5 * time.Minute
 	// nightTTL is the life of a night's credentials: none lapses while Vault is sealed, and their renewals are due before it is unsealed.
 	nightTTL = 16 * time.Minute
 	// shortLife is that of the role that is deleted: its credentials can be seen to near their end.
@@ -117,7 +118,7 @@ func sooner(rules []byte) []byte {
 		case before == "[" && unit == "m":
 			return match
 		case unit == "h":
-			return fmt.Appendf(nil, "%s%ds", before, number*3600/nightPace)
+			return fmt.Appendf(nil, "%s%ds", before, number*int(nightHour.Seconds()))
 		case unit == "m":
 			return fmt.Appendf(nil, "%s%ds", before, number*60/nightPace)
 		}
@@ -219,7 +220,7 @@ func (n *night) awaitCalm(but ...string) {
 		return nil
 	}
 	err := n.poll(n.t.Context(), pace, calm)
-	for deadline := time.Now().Add(time.Hour/nightPace + patience); err != nil && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(nightHour + patience); err != nil && time.Now().Before(deadline); {
 		err = n.poll(n.t.Context(), pace, calm)
 	}
 	if err != nil {
@@ -324,9 +325,9 @@ func (n *night) evening() {
 	n.write(fmt.Sprintf(`# A bad night
 
 What %s wrote on %s, on the full test bed: a real kubelet, Vault and PostgreSQL, and a real Prometheus with the rules of
-[manifests/monitoring](../../manifests/monitoring), whose 'for' is shorter by the factor %d, and an hour that they look back as well. The times are
+[manifests/monitoring](../../manifests/monitoring), whose 'for' is shorter by the factor %d; where they look back an hour, it is %s here. The times are
 since the evening began.
-`, "`make night`", n.began.UTC().Format(time.DateOnly), nightPace))
+`, "`make night`", n.began.UTC().Format(time.DateOnly), nightPace, nightHour))
 	n.heading("The evening")
 	n.makeRole(n.role, map[string]any{"default_ttl": nightTTL.String(), "max_ttl": "24h"})
 	n.databaseClass()
@@ -471,7 +472,7 @@ func (n *night) nodeIsOutOfMemory() {
 	n.tellf("pod %s took 2 GiB, and was killed for want of memory", greedy.Name)
 	n.explained(greedy, "the pod is over", "OOMKilled")
 	for range 3 {
-		was := n.incarnation(n.t)
+		was, seen := n.incarnation(n.t), n.processStart(n.t.Context())
 		if err := n.bed.KillProvider(); err != nil {
 			n.t.Fatal(err)
 		}
@@ -481,6 +482,12 @@ func (n *night) nodeIsOutOfMemory() {
 				return err
 			} else if fmt.Sprintf("%s, restarted %d times", pod.UID, pod.Status.ContainerStatuses[0].RestartCount) == was {
 				return errors.New("it is the one before")
+			}
+			return nil
+		})
+		n.eventually(n.t, "Prometheus knows of the new process", func(ctx context.Context) error {
+			if now := n.processStart(ctx); now == seen || now == 0 {
+				return errors.New("it does not")
 			}
 			return nil
 		})
@@ -494,6 +501,15 @@ func (n *night) nodeIsOutOfMemory() {
 	n.delete(greedy, metav1.DeleteOptions{})
 	n.awaitCalm()
 	n.allKept()
+}
+
+// processStart is when the provider's process was started, by what Prometheus knows; zero when it knows of none at present.
+func (n *night) processStart(ctx context.Context) float64 {
+	found, err := n.alerts.Query(ctx, "process_start_time_seconds")
+	if err != nil || len(found) != 1 {
+		return 0
+	}
+	return found[0].Value
 }
 
 // morning ends every pod, after a look at what the apps have seen.
