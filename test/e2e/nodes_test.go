@@ -159,7 +159,7 @@ func withoutTimes(c admin.ClusterReport) {
 	for _, r := range c.Nodes {
 		for i := range r.Grants {
 			g := &r.Grants[i]
-			g.TokenSeconds = nil
+			g.TokenSeconds, g.RenewSeconds = nil, nil
 			for j := range g.Leases {
 				g.Leases[j].Seconds, g.Leases[j].Of, g.Leases[j].Renewed = 0, 0, 0
 			}
