@@ -36,7 +36,7 @@ func (s *suite) sources() []source {
 		{"the provider's log, with the errors of its calls", func(context.Context) (string, error) { return s.logs.text() }, s.debugLine()},
 		{"the audit log", s.auditText, `"action":"revoke"`},
 		{"what the admin socket told", s.heard.text, "logged in to"},
-		{"the events", s.events.text, "FailedMount"},
+		{"the events", s.events.text, "Successfully assigned"},
 		{"the metrics", s.metrics, "leasehold_build_info"},
 	}
 	if !s.hasKubelet() {
