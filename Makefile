@@ -88,7 +88,7 @@ chaos: ## Stop and kill parts of the full bed for TIME (default 10m) under pods 
 	CHAOS_TIME='$(TIME)' CHAOS_SEED='$(SEED)' BED=full go test -tags e2e -count=1 -v -timeout 0 -run '^TestChaos$$' ./test/e2e
 
 .PHONY: night
-night: ## A bad night on the full bed, watched by Prometheus: what is seen goes to docs/night; about an hour; root
+night: ## A bad night on the full bed, watched by Prometheus: what is seen goes to docs/night; half an hour; root
 	BED=full NIGHT_OUT=$(CURDIR)/docs/night go test -tags e2e -count=1 -v -timeout 3h -run '^TestBadNight$$' ./test/e2e
 
 .PHONY: bench
