@@ -724,7 +724,6 @@ func TestUnseenFolderLeavesMountedVolumesAlone(t *testing.T) {
 	})
 }
 
-// TestClassWarningsAreToldOnce: not at every republish, and not by every retry of a mount that goes on.
 // TestFullStoreLeavesNoRecord: a new grant that has no room for what the volume shows is not left behind, as nothing is under way for it.
 func TestFullStoreLeavesNoRecord(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
@@ -748,6 +747,7 @@ func TestFullStoreLeavesNoRecord(t *testing.T) {
 	})
 }
 
+// TestClassWarningsAreToldOnce: not at every republish, and not by every retry of a mount that goes on.
 func TestClassWarningsAreToldOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		req := n.request("p", wantCreds...)

@@ -471,8 +471,15 @@ func (n *night) nodeIsOutOfMemory() {
 	})
 	n.tellf("pod %s took 2 GiB, and was killed for want of memory", greedy.Name)
 	n.explained(greedy, "the pod is over", "OOMKilled")
+	var seen float64
+	n.eventually(n.t, "Prometheus knows of the process", func(ctx context.Context) error {
+		if seen = n.processStart(ctx); seen == 0 {
+			return errors.New("it does not")
+		}
+		return nil
+	})
 	for range 3 {
-		was, seen := n.incarnation(n.t), n.processStart(n.t.Context())
+		was := n.incarnation(n.t)
 		if err := n.bed.KillProvider(); err != nil {
 			n.t.Fatal(err)
 		}
@@ -486,9 +493,11 @@ func (n *night) nodeIsOutOfMemory() {
 			return nil
 		})
 		n.eventually(n.t, "Prometheus knows of the new process", func(ctx context.Context) error {
-			if now := n.processStart(ctx); now == seen || now == 0 {
+			now := n.processStart(ctx)
+			if now == seen || now == 0 {
 				return errors.New("it does not")
 			}
+			seen = now
 			return nil
 		})
 	}
